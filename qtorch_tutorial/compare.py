@@ -1,0 +1,213 @@
+"""All forms side by side: one row for each, on the reader's own model and data."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qtorch_tutorial import measure
+from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC, Form
+from qtorch_tutorial.data import Split
+
+WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
+BATCHES = (1, 4, 16, 64, 256)
+"""The whole grid of :func:`break_even`."""
+
+
+def compare(
+    model: nn.Module,
+    split: Split,
+    *,
+    forms: Sequence[Form] = FORMS,
+    calibration_rows: int = 512,
+    batch: int = 1,
+    rounds: int = 27,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Convert ``model`` to every form and measure each.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A trained float model on the CPU. It is not changed.
+    split : Split
+        Calibration takes the first rows of ``train_x``; the rest is measured on the
+        test part.
+    forms : sequence of Form
+    calibration_rows : int
+    batch : int
+        Rows in a timed call, taken from ``test_x``.
+    rounds : int
+        Rounds of :func:`measure.latency`.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    DataFrame
+        One row per form, indexed by its name, in the order given:
+
+        * ``module``: what it is made of;
+        * ``size_bytes``, ``file_bytes``: held in memory, and written to disk;
+        * ``accuracy``: share of right classes, 0 to 1 (NaN if ``test_y`` holds no
+          classes);
+        * ``agreement``: share of rows with the same greatest output as the float model;
+        * ``sqnr_db``: of the outputs, against the float model's;
+        * ``latency_us``: median time of a call, microseconds, one thread;
+        * ``ratio``, ``low``, ``high``: that time over the first form's, with its 95 %
+          interval.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a form is none, the data do not fit, or the model cannot be converted.
+
+    Examples
+    --------
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x, y = torch.rand(64, 4, generator=rng), torch.arange(64) % 2
+    >>> table = compare(nn.Linear(4, 2), Split(x, y, x, y), progress=False)
+    >>> list(table.index)
+    ['float', 'dynamic', 'static', 'fused']
+    """
+    _check(forms, split, batch)
+    calibration = split.train_x[:calibration_rows]
+    made = {}
+    with torch.no_grad():
+        for form in tqdm(forms, desc="convert", disable=not progress):
+            made[form] = form.make(model, calibration)
+        reference = FLOAT.make(model, None)(split.test_x)
+        x = split.test_x[:batch]
+        calls = {form.name: _call(made[form], x) for form in forms}
+        times = measure.latency(calls, rounds=rounds)
+        rows = {
+            form.name: {"module": form.module}
+            | _quality(made[form], split, reference)
+            | _time_columns(times[form.name])
+            for form in tqdm(forms, desc="measure", disable=not progress)
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("form")
+
+
+def break_even(
+    *,
+    widths: Sequence[int] = WIDTHS,
+    batches: Sequence[int] = BATCHES,
+    forms: Sequence[Form] = (DYNAMIC, STATIC, FUSED),
+    rounds: int = 12,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Time one square Linear with ReLU, float against each form, over sizes.
+
+    The layer takes and gives floats, so a static form's time contains the quantization
+    of its input and the dequantization of its output.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Input and output features of the layer.
+    batches : sequence of int
+        Rows of a call.
+    forms : sequence of Form
+        Each is compared with the float form.
+    rounds : int
+    progress : bool
+        Show a bar; it estimates the time left from the work left.
+
+    Returns
+    -------
+    DataFrame
+        One row per width, batch and form: columns ``width``, ``batch``, ``form``,
+        ``latency_us``, ``ratio`` (to float), ``low``, ``high`` and ``verdict``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a form is none, or a width or a batch is below 1.
+
+    Examples
+    --------
+    >>> grid = break_even(widths=(16,), batches=(1, 2), rounds=6, progress=False)
+    >>> len(grid), list(grid.form.unique())
+    (6, ['dynamic', 'static', 'fused'])
+    """
+    _check_forms(forms)
+    for name, values in (("width", widths), ("batch", batches)):
+        if not values or min(values) < 1:
+            raise ValueError(f"every {name} must be at least 1, got {tuple(values)}")
+    rng = torch.Generator().manual_seed(0)
+    work = sum(w * w * b for w in widths for b in batches)
+    rows = []
+    with tqdm(total=work, unit="mac", unit_scale=True, disable=not progress) as bar:
+        for width in widths:
+            layer = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+            x = torch.rand(max(batches), width, generator=rng)
+            made = {f.name: f.make(layer, x) for f in (FLOAT, *forms)}
+            for batch in batches:
+                bar.set_postfix(width=width, batch=batch)
+                calls = {name: _call(m, x[:batch]) for name, m in made.items()}
+                times = measure.latency(calls, rounds=rounds)
+                rows += [
+                    {"width": width, "batch": batch, "form": f.name}
+                    | _time_columns(times[f.name])
+                    | {"verdict": times[f.name].verdict}
+                    for f in forms
+                ]
+                bar.update(width * width * batch)
+    return pd.DataFrame(rows)
+
+
+def _call(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """Return a call of ``model`` on ``x`` without arguments, to be timed."""
+    return lambda: model(x)
+
+
+def _time_columns(latency: measure.Latency) -> dict[str, float]:
+    return {
+        "latency_us": latency.median_us,
+        "ratio": latency.ratio,
+        "low": latency.low,
+        "high": latency.high,
+    }
+
+
+def _quality(model: nn.Module, split: Split, reference: Tensor) -> dict[str, float]:
+    """Bytes, accuracy, agreement and error of one converted model."""
+    y = model(split.test_x)
+    classes = not split.test_y.is_floating_point()
+    return {
+        "size_bytes": measure.size_bytes(model),
+        "file_bytes": measure.file_bytes(model),
+        "accuracy": (
+            measure.accuracy(model, split.test_x, split.test_y)
+            if classes
+            else float("nan")
+        ),
+        "agreement": (y.argmax(1) == reference.argmax(1)).double().mean().item(),
+        "sqnr_db": measure.sqnr_db(reference, y),
+    }
+
+
+def _check_forms(forms: Sequence[Form]) -> None:
+    known = ", ".join(f.name for f in FORMS)
+    if not forms:
+        raise ValueError(f"give at least one form; known are {known}")
+    for form in forms:
+        if not isinstance(form, Form):
+            raise TypeError(f"{form!r} is not a Form; convert.FORMS holds {known}")
+
+
+def _check(forms: Sequence[Form], split: Split, batch: int) -> None:
+    """Refuse what could not be compared, before any work is done."""
+    _check_forms(forms)
+    for name, x in (("train_x", split.train_x), ("test_x", split.test_x)):
+        if x.ndim < 2:
+            raise ValueError(
+                f"{name} needs shape (rows, features), got {tuple(x.shape)}"
+            )
+    if not 1 <= batch <= len(split.test_x):
+        raise ValueError(
+            f"batch must be in 1..{len(split.test_x)}, the rows of test_x, got {batch}"
+        )

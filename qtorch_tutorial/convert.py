@@ -1,0 +1,380 @@
+"""A float model in, a *new* quantized model out: one function for each form.
+
+Every function copies its argument and never changes it, works on any ``nn.Module`` with
+``nn.Linear`` layers, and gives a model in eval mode that takes and gives floats.
+
+Where does a static region begin and end? In an ``nn.Sequential``, a run of layers that
+can stay in integers (Linear, ReLU, Dropout, Identity) is quantized as a whole, between
+a ``QuantStub`` and a ``DeQuantStub``. A Linear anywhere else gets stubs of its own:
+without running the model no one can know what comes after it. Fuse such a model by hand
+first (``torch.ao.quantization.fuse_modules``); its fused layers are converted too.
+"""
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.ao.nn.intrinsic as nni
+import torch.ao.quantization as tq
+from torch import Tensor, nn
+
+from qtorch_tutorial import repro
+
+_LINEAR = (nn.Linear, nni.LinearReLU)
+_STAYS_QUANTIZED = (*_LINEAR, nn.ReLU, nn.Dropout, nn.Identity)
+
+
+def to_dynamic(model: nn.Module, *, qconfig: tq.QConfig | None = None) -> nn.Module:
+    """Make each Linear a ``nn.quantized.dynamic.Linear``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Float, on the CPU, with at least one ``nn.Linear``.
+    qconfig : QConfig, optional
+        Default: ``default_dynamic_qconfig``, which quantizes weights *per tensor*;
+        ``per_channel_dynamic_qconfig`` gives each row its own scale.
+
+    Returns
+    -------
+    nn.Module
+        A new model in eval mode, float in and float out.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not an ``nn.Module``.
+    ValueError
+        If it has no Linear layer, is already quantized, is not on the CPU, or holds a
+        NaN or an infinity.
+
+    Examples
+    --------
+    >>> to_dynamic(nn.Sequential(nn.Linear(4, 2)))[0].weight().dtype
+    torch.qint8
+    """
+    holder = _copy_of(model)
+    # torch's convert visits a shared module once: keep each in a holder of its own.
+    _replace(holder, lambda layer: nn.Sequential(layer), only=_shared(holder))
+    kinds = dict.fromkeys(_LINEAR, qconfig or tq.default_dynamic_qconfig)
+    with repro.quiet():
+        tq.quantize_dynamic(holder, kinds, inplace=True)
+    return holder[0]
+
+
+def to_static(
+    model: nn.Module,
+    *,
+    calibration: Tensor | Iterable[Tensor],
+    qconfig: tq.QConfig | None = None,
+) -> nn.Module:
+    """Make each Linear a ``nn.quantized.Linear`` whose grids come from calibration.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for :func:`to_dynamic`.
+    calibration : float32 tensor, shape (rows, features), or an iterable of them
+        What the model will see in use; a few hundred rows are usually enough.
+    qconfig : QConfig, optional
+        Default: torch's default for the engine in use.
+
+    Returns
+    -------
+    nn.Module
+        A new model in eval mode, float in and float out. Its modules keep their names;
+        a run ``0 ... 4`` of a Sequential stands between ``0_quant`` and ``4_dequant``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`to_dynamic`; also if the calibration is missing, empty, has fewer
+        than 2 dimensions or the wrong number of features, or holds a NaN or an
+        infinity, or if the engine is not supported.
+
+    Examples
+    --------
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> float_model = nn.Sequential(nn.Linear(4, 2))
+    >>> model = to_static(float_model, calibration=torch.rand(64, 4, generator=rng))
+    >>> [type(m).__name__ for m in model]
+    ['Quantize', 'Linear', 'DeQuantize']
+    """
+    return _static(_copy_of(model), calibration, qconfig)
+
+
+def to_fused(
+    model: nn.Module,
+    *,
+    calibration: Tensor | Iterable[Tensor],
+    qconfig: tq.QConfig | None = None,
+) -> nn.Module:
+    """As :func:`to_static`, after each Linear has absorbed its BatchNorm1d and ReLU.
+
+    Linear followed by ReLU in a Sequential becomes
+    ``nn.intrinsic.quantized.LinearReLU``; a BatchNorm1d between them is folded into the weight first. What was absorbed leaves
+    an ``nn.Identity``, so that every other module keeps its name.
+
+    Parameters, result and errors as for :func:`to_static`.
+
+    Examples
+    --------
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> float_model = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+    >>> model = to_fused(float_model, calibration=torch.rand(64, 4, generator=rng))
+    >>> [type(m).__name__ for m in model]
+    ['Quantize', 'LinearReLU', 'Identity', 'DeQuantize']
+    """
+    holder = _copy_of(model)
+    shared = _shared(holder)
+    for sequence in _sequences(holder):
+        for neighbors in ((nn.Linear, nn.BatchNorm1d), (nn.Linear, nn.ReLU)):
+            _fuse_neighbors(sequence, neighbors, shared)
+    return _static(holder, calibration, qconfig)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to hold a model: a value, so that a new form is one more value.
+
+    Attributes
+    ----------
+    name : str
+        Short, for code and tables: "float", "dynamic", "static", "fused".
+    title : str
+        The lamp of the tale.
+    module : str
+        The linear module it is made of.
+    make : callable
+        ``make(model, calibration)`` gives a new model of this form.
+    needs_calibration : bool
+        Whether ``make`` looks at its calibration data.
+    trainable : bool
+        Whether the result has parameters to train.
+    color : str
+        Its color in every figure: warm for float, cool for integers.
+    """
+
+    name: str
+    title: str
+    module: str
+    make: Callable[[nn.Module, Tensor | Iterable[Tensor] | None], nn.Module]
+    needs_calibration: bool
+    trainable: bool
+    color: str
+
+
+FLOAT = Form(
+    name="float",
+    title="the open flame",
+    module="nn.Linear",
+    make=lambda model, _: _copy_of(model)[0],
+    needs_calibration=False,
+    trainable=True,
+    color="#d1495b",
+)
+DYNAMIC = Form(
+    name="dynamic",
+    title="the lamp that trims itself",
+    module="nn.quantized.dynamic.Linear",
+    make=lambda model, _: to_dynamic(model),
+    needs_calibration=False,
+    trainable=False,
+    color="#30638e",
+)
+STATIC = Form(
+    name="static",
+    title="the sealed lamp",
+    module="nn.quantized.Linear",
+    make=lambda model, calibration: to_static(model, calibration=calibration),
+    needs_calibration=True,
+    trainable=False,
+    color="#00798c",
+)
+FUSED = Form(
+    name="fused",
+    title="the shaded lamp",
+    module="nn.intrinsic.quantized.LinearReLU",
+    make=lambda model, calibration: to_fused(model, calibration=calibration),
+    needs_calibration=True,
+    trainable=False,
+    color="#5b5ea6",
+)
+FORMS = (FLOAT, DYNAMIC, STATIC, FUSED)
+
+
+def _copy_of(model: nn.Module) -> nn.ModuleList:
+    """Check a float model and return a copy in eval mode, the one item of a holder.
+
+    torch's convert replaces children only; in a holder the model itself is a child.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        if ".quantized" in kind or hasattr(module, "activation_post_process"):
+            raise ValueError(
+                f"the model is already quantized or prepared: {name or 'it'!r} is "
+                f"{kind}; start from the float model"
+            )
+    if not any(type(m) is nn.Linear for m in model.modules()):
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no nn.Linear layer: "
+            "there is nothing to quantize"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name!r} is on device {tensor.device}; quantized kernels run on the "
+                "CPU only: call model.cpu() first"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name!r} holds a NaN or an infinity: train anew")
+    return nn.ModuleList([copy.deepcopy(model)]).eval()
+
+
+def _shared(holder: nn.Module) -> set[nn.Module]:
+    """Modules that stand in more than one place."""
+    places = Counter(m for _, m in holder.named_modules(remove_duplicate=False))
+    return {module for module, count in places.items() if count > 1}
+
+
+def _sequences(holder: nn.Module) -> list[nn.Sequential]:
+    """Every exact Sequential: a subclass may run its children in another order."""
+    return [m for m in holder.modules() if type(m) is nn.Sequential]
+
+
+def _replace(
+    module: nn.Module,
+    wrap: Callable[[nn.Module], nn.Module],
+    *,
+    only: set[nn.Module],
+    done: dict[nn.Module, nn.Module] | None = None,
+) -> None:
+    """Put ``wrap(layer)`` wherever a linear layer of ``only`` stands, once for each."""
+    done = {} if done is None else done
+    for name, child in list(module._modules.items()):
+        if type(child) in _LINEAR:
+            if child in only:
+                module._modules[name] = done.setdefault(child, wrap(child))
+        elif child is not None and child not in done.values():
+            _replace(child, wrap, only=only, done=done)
+
+
+def _fuse_neighbors(
+    sequence: nn.Sequential, kinds: tuple[type, type], shared: set[nn.Module]
+) -> None:
+    """Fuse each pair of neighbors of the two kinds; the second becomes Identity."""
+    children = [
+        (n, m) for n, m in sequence.named_children() if type(m) is not nn.Identity
+    ]
+    for (name, module), (next_name, following) in zip(
+        children, children[1:], strict=False
+    ):
+        pair = (type(module), type(following))
+        if pair == kinds and module not in shared and following not in shared:
+            with repro.quiet():
+                tq.fuse_modules(sequence, [name, next_name], inplace=True)
+
+
+def _static(
+    holder: nn.ModuleList,
+    calibration: Tensor | Iterable[Tensor],
+    qconfig: tq.QConfig | None,
+) -> nn.Module:
+    """Put stubs around what can be quantized, observe the calibration, convert."""
+    engine = torch.backends.quantized.engine
+    repro.check_engine(engine)
+    batches = _checked(calibration)
+    shared = _shared(holder)
+    in_runs: set[nn.Module] = set()
+    for sequence in _sequences(holder):
+        for run in _runs(sequence, shared):
+            _put_stubs_around(sequence, run)
+            in_runs.update(module for _, module in run)
+    alone = {m for m in holder.modules() if type(m) in _LINEAR} - in_runs
+    _replace(holder, _with_stubs, only=alone)
+    with repro.quiet():
+        qconfig = qconfig or tq.get_default_qconfig(engine)
+        for module in holder.modules():
+            if isinstance(module, (*_STAYS_QUANTIZED, tq.QuantStub, tq.DeQuantStub)):
+                module.qconfig = qconfig
+        tq.prepare(holder, inplace=True)
+        _observe(holder[0], batches)
+        tq.convert(holder, inplace=True)
+    return holder[0]
+
+
+def _runs(
+    sequence: nn.Sequential, shared: set[nn.Module]
+) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Stretches of children that stay in integers, from a Linear to the last ReLU."""
+    run: list[tuple[str, nn.Module]] = []
+    for name, module in (*sequence.named_children(), ("", None)):
+        fits = type(module) in _STAYS_QUANTIZED and module not in shared
+        if fits and (run or type(module) in _LINEAR):
+            run.append((name, module))
+        elif run:
+            yield run
+            run = []
+
+
+def _put_stubs_around(
+    sequence: nn.Sequential, run: list[tuple[str, nn.Module]]
+) -> None:
+    """Insert a QuantStub before a run of children and a DeQuantStub after it."""
+    first, last = run[0][0], run[-1][0]
+    children = list(sequence._modules.items())
+    sequence._modules.clear()
+    for name, module in children:
+        if name == first:
+            sequence.add_module(f"{first}_quant", tq.QuantStub())
+        sequence.add_module(name, module)
+        if name == last:
+            sequence.add_module(f"{last}_dequant", tq.DeQuantStub())
+
+
+def _with_stubs(layer: nn.Module) -> nn.Sequential:
+    """Put stubs of its own around a linear layer."""
+    return nn.Sequential(tq.QuantStub(), layer, tq.DeQuantStub())
+
+
+def _checked(calibration: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Batches of calibration data, or an error that says what is wrong with them."""
+    if calibration is None:
+        raise ValueError(
+            "calibration data are missing: give a few hundred typical rows"
+        )
+    batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
+    if not batches or any(isinstance(b, Tensor) and b.numel() == 0 for b in batches):
+        raise ValueError("calibration data are empty: give a few hundred typical rows")
+    for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise TypeError(f"calibration needs tensors, got {type(batch).__name__}")
+        if batch.ndim < 2:
+            raise ValueError(
+                f"calibration needs shape (rows, features), got {tuple(batch.shape)}"
+            )
+        if batch.device.type != "cpu":
+            raise ValueError(
+                f"calibration data are on {batch.device}: call .cpu() first"
+            )
+        if not torch.isfinite(batch).all():
+            raise ValueError("calibration data hold a NaN or an infinity")
+    return batches
+
+
+def _observe(model: nn.Module, batches: list[Tensor]) -> None:
+    """Run the calibration data through the prepared model."""
+    with torch.no_grad():
+        for batch in batches:
+            try:
+                model(batch)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"calibration data of shape {tuple(batch.shape)} do not fit the "
+                    f"model: {error}"
+                ) from error

@@ -1,0 +1,303 @@
+"""The quantized linear modules from scratch, in integers, readable before fast.
+
+One layer computes, for input integers ``xq`` and weight integers ``wq``::
+
+    acc[i, j] = sum_k (xq[i, k] - z_x) * (wq[j, k] - z_w[j])          int32, exact
+
+and the three modules differ in what they make of the accumulator:
+
+* :class:`IntegerLinear` adds the bias, rescales to the output's grid, rounds and
+  clamps;
+* :class:`IntegerLinearReLU` does the same, but clamps from the zero point on, so that
+  ReLU costs nothing;
+* :class:`DynamicIntegerLinear` measures the input's range at each call and gives floats.
+
+The outputs equal the kernels' bit for bit, engine by engine. The engines differ in one
+thing, the bias: FBGEMM (``fbgemm``, ``x86``) keeps it in float, QNNPACK rounds it to an
+integer on the accumulator's scale. The saturation of ``onednn`` on processors without
+VNNI is not here.
+
+Sources: Jacob et al. 2018, arXiv:1712.05877, section 2.2; for FBGEMM's requantization
+Khudia et al. 2021, arXiv:2101.05615.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qtorch_tutorial.affine import QParams, QTensor, quantize
+
+ENGINES = ("fbgemm", "x86", "qnnpack")
+"""The engines whose arithmetic this module reproduces."""
+
+
+def requantize_float_bias(
+    acc: Tensor, bias: Tensor | None, step: Tensor, output_scale: Tensor
+) -> Tensor:
+    """Rescale accumulators as FBGEMM does: the bias stays float.
+
+    Parameters
+    ----------
+    acc : int32 tensor, shape (batch, out_features)
+    bias : float32 tensor, shape (out_features,), or None
+    step : float32 tensor, shape () or (out_features,)
+        The float worth of one unit of the accumulator, ``s_x * s_w``.
+    output_scale : float32 tensor, shape ()
+
+    Returns
+    -------
+    float32 tensor, same shape as ``acc``
+        Integers, before the zero point and the clamp.
+    """
+    total = acc.float()
+    if bias is not None:
+        total = total + bias / step
+    return torch.round(total * (step / output_scale))
+
+
+def requantize_integer_bias(
+    acc: Tensor, bias: Tensor | None, step: Tensor, output_scale: Tensor
+) -> Tensor:
+    """Rescale accumulators as QNNPACK does: the bias is an int32 of the same step.
+
+    Parameters and result as for :func:`requantize_float_bias`. QNNPACK multiplies by
+    reciprocals where FBGEMM divides, which moves an output in a few million.
+    """
+    if bias is not None:
+        acc = acc + torch.round(bias * (1.0 / step)).to(torch.int32)
+    return torch.round(acc.float() * (step * (1.0 / output_scale)))
+
+
+@dataclass(frozen=True)
+class _Accumulating:
+    """What all three layers hold: an int8 weight, a float bias, an engine.
+
+    Attributes
+    ----------
+    weight : QTensor
+        int8, shape (out_features, in_features), per tensor or per channel (axis 0).
+    bias : float32 tensor, shape (out_features,), or None
+    engine : str
+        Whose arithmetic to reproduce, one of ENGINES.
+    """
+
+    weight: QTensor
+    bias: Tensor | None
+    engine: str
+
+    def accumulate(self, x: QTensor) -> Tensor:
+        """Multiply and add the integers.
+
+        Parameters
+        ----------
+        x : QTensor, uint8, shape (batch, in_features)
+
+        Returns
+        -------
+        int32 tensor, shape (batch, out_features)
+
+        Raises
+        ------
+        ValueError
+            If ``x`` has another number of dimensions or features.
+        """
+        features = self.weight.shape[1]
+        if len(x.shape) != 2 or x.shape[1] != features:
+            raise ValueError(
+                f"expected an input of shape (batch, {features}), got {tuple(x.shape)}"
+            )
+        # float64 holds every partial sum exactly (all are below 2**53), and is fast.
+        return (x.centered().double() @ self.weight.centered().double().T).int()
+
+
+@dataclass(frozen=True)
+class IntegerLinear(_Accumulating):
+    """``nn.quantized.Linear`` in integers: uint8 in, uint8 out.
+
+    Attributes
+    ----------
+    output : QParams
+        The grid of the output, fixed by calibration.
+
+    Examples
+    --------
+    One weight of 0.5 and a bias of 1.0; the input 2.0 is 20 steps of 0.1:
+
+    >>> from qtorch_tutorial.affine import QParams, QTensor
+    >>> def grid(s, z, low, high):
+    ...     zero_point = torch.tensor(z, dtype=torch.int32)
+    ...     return QParams(torch.tensor(s), zero_point, low, high)
+    >>> w = QTensor(torch.tensor([[50]], dtype=torch.int8), grid(0.01, 0, -128, 127))
+    >>> x = QTensor(torch.tensor([[20]], dtype=torch.uint8), grid(0.1, 0, 0, 255))
+    >>> layer = IntegerLinear(w, torch.tensor([1.0]), "x86", grid(0.02, 10, 0, 255))
+    >>> layer.accumulate(x).item(), layer(x).q.item(), layer(x).dequantize().item()
+    (1000, 110, 2.0)
+    """
+
+    output: QParams
+    relu: ClassVar[bool] = False
+
+    @classmethod
+    def from_torch(
+        cls, module: nn.Module, *, engine: str | None = None
+    ) -> "IntegerLinear":
+        """Take weight, bias and output grid out of a converted torch module.
+
+        Parameters
+        ----------
+        module : torch.ao.nn.quantized.Linear, or its subclass LinearReLU
+        engine : str, optional
+            The engine that packed the weight; torch does not tell afterwards. Default:
+            the one in use.
+
+        Raises
+        ------
+        TypeError
+            If ``module`` is not the module that this class reproduces.
+        ValueError
+            If the arithmetic of the engine is not known here.
+        """
+        wanted = "LinearReLU" if cls.relu else "Linear"
+        _check_module(module, "torch.ao.nn", wanted, dynamic=False)
+        output = QParams(
+            torch.tensor(module.scale, dtype=torch.float32),
+            torch.tensor(module.zero_point, dtype=torch.int32),
+            0,
+            255,
+        )
+        return cls(*_unpack(module), _known_engine(engine), output)
+
+    def __call__(self, x: QTensor) -> QTensor:
+        """Map uint8 (batch, in_features) to uint8 (batch, out_features)."""
+        acc = self.accumulate(x)
+        step = x.qparams.scale * self.weight.qparams.scale
+        requantize = (
+            requantize_integer_bias
+            if self.engine == "qnnpack"
+            else requantize_float_bias
+        )
+        q = requantize(acc, self.bias, step, self.output.scale) + self.output.zero_point
+        low = int(self.output.zero_point) if self.relu else self.output.qmin
+        return QTensor(q.clamp(low, self.output.qmax).to(torch.uint8), self.output)
+
+
+@dataclass(frozen=True)
+class IntegerLinearReLU(IntegerLinear):
+    """``nn.intrinsic.quantized.LinearReLU`` in integers.
+
+    The clamp starts at the output's zero point, the integer that stands for 0.0: what
+    ReLU would remove is never stored.
+    """
+
+    relu: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class DynamicIntegerLinear(_Accumulating):
+    """``nn.quantized.dynamic.Linear`` in integers: float in, float out.
+
+    At each call the range of the whole input gives its grid, with one bit less on
+    engines that honor the reduced range (``qnnpack`` does not).
+    """
+
+    @classmethod
+    def from_torch(
+        cls, module: nn.Module, *, engine: str | None = None
+    ) -> "DynamicIntegerLinear":
+        """Take weight and bias out of a ``torch.ao.nn.quantized.dynamic.Linear``.
+
+        Parameters and errors as for :meth:`IntegerLinear.from_torch`.
+        """
+        _check_module(module, "torch.ao.nn.quantized.dynamic", "Linear", dynamic=True)
+        return cls(*_unpack(module), _known_engine(engine))
+
+    def quantize_input(self, x: Tensor) -> QTensor:
+        """Put the input on the grid that the kernel chooses for it."""
+        return quantize(
+            x, choose_dynamic_qparams(x, reduce_range=self.engine != "qnnpack")
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map float32 (batch, in_features) to float32 (batch, out_features)."""
+        x_q = self.quantize_input(x)
+        y = self.accumulate(x_q).float() * (
+            x_q.qparams.scale * self.weight.qparams.scale
+        )
+        return y if self.bias is None else y + self.bias
+
+
+def choose_dynamic_qparams(x: Tensor, *, reduce_range: bool) -> QParams:
+    """Fit a grid to ``x`` as the dynamic kernels do, in double precision.
+
+    The formula is the observers'; it is computed in double precision, takes the zero
+    point from that end of the range whose terms are smaller, and does not let the scale
+    fall below 6.1e-5.
+
+    Parameters
+    ----------
+    x : float32 tensor, not empty
+    reduce_range : bool
+        Use the integers 0..127 instead of 0..255.
+
+    Returns
+    -------
+    QParams
+        Per tensor, uint8.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` is empty or holds a NaN or an infinity.
+
+    Examples
+    --------
+    >>> grid = choose_dynamic_qparams(torch.tensor([-1.0, 1.54]), reduce_range=True)
+    >>> round(grid.scale.item(), 6), grid.zero_point.item()
+    (0.02, 50)
+    """
+    if x.numel() == 0 or not torch.isfinite(x).all():
+        raise ValueError("x is empty or holds a NaN or an infinity: it has no range")
+    last = 127 if reduce_range else 255
+    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    scale = (high - low) / last or 0.1
+    smallest = torch.tensor(6.1e-5).item()
+    if scale < smallest:
+        # Stretch the range about zero until its step is not too small.
+        low, high = low * smallest / scale, high * smallest / scale
+        scale = smallest
+    from_low, from_high = -low / scale, last - high / scale
+    zero_point = from_low if -abs(low / scale) < last - abs(high / scale) else from_high
+    nearest = round(min(max(zero_point, 0), last))
+    return QParams(
+        torch.tensor(scale), torch.tensor(nearest, dtype=torch.int32), 0, 255
+    )
+
+
+def _unpack(module: nn.Module) -> tuple[QTensor, Tensor | None]:
+    """Weight and bias of a packed module."""
+    bias = module.bias()
+    return QTensor.from_torch(module.weight()), None if bias is None else bias.detach()
+
+
+def _check_module(module: nn.Module, package: str, name: str, *, dynamic: bool) -> None:
+    """Refuse every module but the one named: a subclass computes something else."""
+    kind = type(module)
+    known = kind.__module__.startswith(package) and kind.__name__ == name
+    packed = hasattr(module, "_packed_params")
+    if not (known and packed and dynamic == ("dynamic" in kind.__module__)):
+        raise TypeError(
+            f"expected a converted {package}...{name}, got {kind.__module__}.{kind.__name__}"
+        )
+
+
+def _known_engine(engine: str | None) -> str:
+    """Name the engine to reproduce; by default the one in use."""
+    engine = engine or torch.backends.quantized.engine
+    if engine not in ENGINES:
+        raise ValueError(
+            f"the arithmetic of engine {engine!r} is not reproduced here; "
+            f"known are {', '.join(ENGINES)}"
+        )
+    return engine

@@ -1,0 +1,58 @@
+"""The float network of the tale: linear modules with ReLU between them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def make_tale_network(
+    sizes: Sequence[int] = (784, 256, 256, 10),
+    *,
+    rng: torch.Generator,
+    bias: bool = True,
+) -> nn.Sequential:
+    """Build Linear, ReLU, Linear, ..., Linear with weights drawn from ``rng``.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Features at the input, between the layers, and at the output.
+    rng : torch.Generator
+        Draws weights and biases, uniform in +/- 1/sqrt(in_features), as PyTorch does.
+    bias : bool
+        Give each layer a bias.
+
+    Returns
+    -------
+    nn.Sequential
+        Maps float32 (batch, sizes[0]) to float32 (batch, sizes[-1]).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two sizes.
+
+    Examples
+    --------
+    >>> make_tale_network((4, 3, 2), rng=torch.Generator().manual_seed(0))
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=3, out_features=2, bias=True)
+    )
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"a network needs at least 2 sizes, got {tuple(sizes)}")
+    modules: list[nn.Module] = []
+    for features, outputs in itertools.pairwise(sizes):
+        # skip_init: nn.Linear would draw from the global generator.
+        linear = nn.utils.skip_init(nn.Linear, features, outputs, bias=bias)
+        for parameter in linear.parameters():
+            nn.init.uniform_(
+                parameter, -1 / math.sqrt(features), 1 / math.sqrt(features), rng
+            )
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*modules[:-1])

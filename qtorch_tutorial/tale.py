@@ -1,0 +1,271 @@
+"""The claims of the tale and their verdicts; a sentence of the book becomes a check.
+
+A *trial* asks where a claim holds. Each case is a sentence and a measured truth value,
+and the verdict follows from them: all true is **upheld**, all false **overturned**, a
+mixture **it depends**. A trial that finds another verdict than the one recorded here
+raises, and so stops the build.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+UPHELD = "upheld"
+OVERTURNED = "overturned"
+DEPENDS = "it depends"
+
+
+class ClaimError(AssertionError):
+    """A sentence of the book disagrees with what was just measured."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the tale.
+
+    Attributes
+    ----------
+    id : str
+        "T01" to "T27".
+    says : str
+        What the tale says, in our words.
+    chapter : int
+        The number of the chapter that tries it.
+    verdict : str or None
+        UPHELD, OVERTURNED or DEPENDS; None until its chapter has tried it.
+    evidence : str
+        What the trial found, in a sentence; empty until then.
+    """
+
+    id: str
+    says: str
+    chapter: int
+    verdict: str | None = None
+    evidence: str = ""
+
+
+_ALL = (
+    Claim(
+        "T01",
+        "With nn.Linear, weights and activations are quantized, each on its own.",
+        5,
+        OVERTURNED,
+        "Weight, input and output are float32, and the weight's bits never change.",
+    ),
+    Claim(
+        "T02",
+        "nn.Linear stays in floating point while it computes.",
+        5,
+        UPHELD,
+        "Float in, float out, and a gradient reaches every parameter.",
+    ),
+    Claim(
+        "T03",
+        "nn.Linear is not the most memory-efficient module.",
+        5,
+        UPHELD,
+        "It holds close to four times the bytes of each int8 form, "
+        "in memory and on disk.",
+    ),
+    Claim(
+        "T04",
+        "nn.quantized.Linear saves memory by quantizing per channel.",
+        6,
+        OVERTURNED,
+        "The saving comes from int8; per channel adds bytes for each row "
+        "and buys accuracy.",
+    ),
+    Claim(
+        "T05",
+        "nn.quantized.Linear takes more time than nn.Linear.",
+        6,
+        DEPENDS,
+        "Slower for a tiny layer, faster for a large one at batch 1.",
+    ),
+    Claim(
+        "T06",
+        "nn.quantized.Linear computes in quantized arithmetic.",
+        6,
+        UPHELD,
+        "An integer reference gives the kernel's output on every element.",
+    ),
+    Claim(
+        "T07",
+        "The dynamic module is more accurate for a specific range of values.",
+        7,
+        DEPENDS,
+        "Better when the range drifts from calibration, no better when it stays, "
+        "and one outlier spoils a whole batch.",
+    ),
+    Claim(
+        "T08",
+        "The dynamic module needs no passes over data to collect statistics.",
+        7,
+        UPHELD,
+        "It is made without data and keeps its accuracy on ranges it never saw.",
+    ),
+    Claim(
+        "T09",
+        "The dynamic module takes more memory than the static one.",
+        7,
+        DEPENDS,
+        "The same packed weights, but its activations stay float32 between layers.",
+    ),
+    Claim(
+        "T10",
+        "LinearReLU reduces the need for negative weights.",
+        8,
+        OVERTURNED,
+        "Every negative weight is still there; ReLU clamps outputs.",
+    ),
+    Claim(
+        "T11",
+        "LinearReLU is fast.",
+        8,
+        UPHELD,
+        "One operation where there were two, and never slower than the pair.",
+    ),
+    Claim(
+        "T12",
+        "LinearReLU is accurate.",
+        8,
+        UPHELD,
+        "Its grid spends no integer on values that ReLU removes, so its step is "
+        "smaller.",
+    ),
+    Claim(
+        "T13",
+        "LinearReLU wastes memory when there are many ReLUs.",
+        8,
+        OVERTURNED,
+        "Fused, the layer holds one intermediate tensor less.",
+    ),
+    Claim(
+        "T14",
+        "nn.quantized.Linear is the best balance of memory and time.",
+        9,
+        DEPENDS,
+        "It depends on width, batch and engine: the map of the trial shows where.",
+    ),
+    Claim("T15", "quantize_dynamic quantizes weights and activations.", 10),
+    Claim("T16", "The quantized model can then be trained.", 10),
+    Claim(
+        "T17", "A quantized layer is frozen by layer.weight.requires_grad = False.", 10
+    ),
+    Claim("T18", "Freezing the last layer leaves only the final layer to train.", 12),
+    Claim("T19", "convert after quantize_dynamic finishes the optimization.", 10),
+    Claim("T20", "nn.quantized.Linear is built with the argument bias=True.", 10),
+    Claim("T21", "A quantized layer can stand in a float model as it is.", 10),
+    Claim("T22", "convert turns nn.ReLU into nn.quantized.ReLU.", 10),
+    Claim("T23", "fbgemm is the popular configuration for CPUs.", 3),
+    Claim(
+        "T24",
+        "Athena is a fellow Titan of Prometheus.",
+        4,
+        OVERTURNED,
+        "Hesiod names the twelve Titans; Athena, born of Zeus, is an Olympian.",
+    ),
+    Claim(
+        "T25",
+        "PyTorch's quantization is used in Facebook's Caffe2Go.",
+        4,
+        OVERTURNED,
+        "Caffe2Go was announced in 2016, PyTorch's quantization in 2019.",
+    ),
+    Claim(
+        "T26",
+        "The term fine-tuning comes from a paper by LeCun and others of 1995.",
+        11,
+    ),
+    Claim("T27", "PyTorch was first released in October 2016.", 10),
+)
+
+CLAIMS: dict[str, Claim] = {claim.id: claim for claim in _ALL}
+"""All claims of the tale by id."""
+
+
+def try_claim(claim_id: str, cases: Mapping[str, bool]) -> None:
+    """Print the verdict that ``cases`` give; raise if it is not the recorded one.
+
+    Parameters
+    ----------
+    claim_id : str
+        "T01" to "T27".
+    cases : mapping of str to bool
+        A case in words, and whether the *claim holds* there, as measured.
+
+    Raises
+    ------
+    ClaimError
+        If the verdict is not the recorded one, or none is recorded.
+    ValueError
+        If there is no such claim or no case, or a case is not True or False.
+
+    Examples
+    --------
+    >>> try_claim("T02", {"float32 in, float32 out": True})
+    T02 upheld: nn.Linear stays in floating point while it computes.
+        holds  float32 in, float32 out
+    """
+    if claim_id not in CLAIMS:
+        raise ValueError(f"no claim {claim_id!r}: known are T01 to T{len(CLAIMS):02d}")
+    if not cases:
+        raise ValueError(f"{claim_id} was tried on no case: give at least one")
+    for case, holds in cases.items():
+        if not isinstance(holds, bool):
+            raise ValueError(f"case {case!r} must be True or False, got {holds!r}")
+    claim = CLAIMS[claim_id]
+    held = sum(cases.values())
+    verdict = UPHELD if held == len(cases) else DEPENDS if held else OVERTURNED
+    lines = [f"{claim_id} {verdict}: {claim.says}"]
+    lines += [f"    {'holds' if holds else 'fails'}  {c}" for c, holds in cases.items()]
+    text = "\n".join(lines)
+    if verdict != claim.verdict:
+        raise ClaimError(f"recorded is {claim.verdict!r}, but measured:\n{text}")
+    print(text)
+
+
+def check_close(says: str, measured: float, expected: float, *, rel: float) -> None:
+    """Print one line if ``measured`` is within ``rel`` of ``expected``; else raise.
+
+    The line shows the bounds and not the measurement, so that it reads the same on
+    every machine on which it is true.
+
+    Raises
+    ------
+    ClaimError
+        If the sentence is false; a NaN is false.
+
+    Examples
+    --------
+    >>> check_close("int8 holds a quarter of the bytes", 0.2502, 0.25, rel=0.01)
+    ok  int8 holds a quarter of the bytes: 0.25 within 1 %
+    """
+    if rel <= 0:
+        raise ValueError(f"rel must be positive, got {rel}")
+    # Written so that a NaN, for which every comparison is false, fails.
+    ok = abs(measured - expected) <= rel * abs(expected)
+    _report(says, ok, measured, f"{expected:.4g} within {100 * rel:.4g} %")
+
+
+def check_between(says: str, measured: float, low: float, high: float) -> None:
+    """Print one line if ``low <= measured <= high``; else raise.
+
+    Raises
+    ------
+    ClaimError
+        If the sentence is false; a NaN is false.
+
+    Examples
+    --------
+    >>> check_between("most digits are recognized", 0.949, 0.9, 1.0)
+    ok  most digits are recognized: between 0.9 and 1
+    """
+    ok = low <= measured <= high
+    _report(says, ok, measured, f"between {low:.4g} and {high:.4g}")
+
+
+def _report(says: str, ok: bool, measured: float, bounds: str) -> None:
+    """Print the sentence with its bounds if it is true, else raise the value."""
+    if not ok:
+        raise ClaimError(f"{says}: expected {bounds}, measured {measured:.6g}")
+    print(f"ok  {says}: {bounds}")
