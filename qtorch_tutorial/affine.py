@@ -175,7 +175,8 @@ def choose_qparams(
     Raises
     ------
     ValueError
-        If ``x`` is empty or holds a NaN or an infinity, or ``bits`` is not in 2..8.
+        If ``x`` is empty or holds a NaN or an infinity, or ``bits`` is not in 2..8, or
+        the range of a symmetric unsigned grid is to be reduced (torch has no such).
 
     Examples
     --------
@@ -188,6 +189,8 @@ def choose_qparams(
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be in 2..8, got {bits}")
+    if reduce_range and symmetric and not signed:
+        raise ValueError("a symmetric unsigned grid has no reduced range in torch")
     if x.numel() == 0:
         raise ValueError(f"x is empty (shape {tuple(x.shape)}): it has no range")
     if not torch.isfinite(x).all():
@@ -198,8 +201,8 @@ def choose_qparams(
     if symmetric:
         scale = torch.maximum(-low, high) / (float(last - first) / 2)
         scale = scale.clamp(min=EPS)
-        # An unsigned grid has no middle integer: torch takes 128 for 8 bits (reduced
-        # range or not), and the lower neighbor of the middle for fewer.
+        # An unsigned grid has no middle integer: torch takes 128 for 8 bits, and the
+        # lower neighbor of the middle for fewer.
         middle = 128 if bits == 8 else qmax // 2
         zero_point = torch.full_like(scale, 0 if signed else middle)
     else:

@@ -76,9 +76,9 @@ def compare(
     calibration = split.train_x[:calibration_rows]
     made = {}
     with torch.no_grad():
+        reference = _reference(model, split.test_x)
         for form in tqdm(forms, desc="convert", disable=not progress):
             made[form] = form.make(model, calibration)
-        reference = FLOAT.make(model, None)(split.test_x)
         x = split.test_x[:batch]
         calls = {form.name: _call(made[form], x) for form in forms}
         times = measure.latency(calls, rounds=rounds)
@@ -162,6 +162,21 @@ def break_even(
 def _call(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     """Return a call of ``model`` on ``x`` without arguments, to be timed."""
     return lambda: model(x)
+
+
+def _reference(model: nn.Module, x: Tensor) -> Tensor:
+    """Output of the float model, shape (rows, outputs)."""
+    try:
+        y = FLOAT.make(model, None)(x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the model does not take test_x of shape {tuple(x.shape)}: {error}"
+        ) from error
+    if not (isinstance(y, Tensor) and y.ndim == 2 and torch.isfinite(y).all()):
+        raise ValueError(
+            "the model must give one finite tensor of shape (rows, outputs)"
+        )
+    return y
 
 
 def _time_columns(latency: measure.Latency) -> dict[str, float]:

@@ -115,8 +115,9 @@ def to_fused(
     """As :func:`to_static`, after each Linear has absorbed its BatchNorm1d and ReLU.
 
     Linear followed by ReLU in a Sequential becomes
-    ``nn.intrinsic.quantized.LinearReLU``; a BatchNorm1d between them is folded into the weight first. What was absorbed leaves
-    an ``nn.Identity``, so that every other module keeps its name.
+    ``nn.intrinsic.quantized.LinearReLU``; a BatchNorm1d between them is folded into the
+    weight first. What was absorbed leaves an ``nn.Identity``, so that every other
+    module keeps its name.
 
     Parameters, result and errors as for :func:`to_static`.
 
@@ -271,9 +272,7 @@ def _fuse_neighbors(
     children = [
         (n, m) for n, m in sequence.named_children() if type(m) is not nn.Identity
     ]
-    for (name, module), (next_name, following) in zip(
-        children, children[1:], strict=False
-    ):
+    for (name, module), (next_name, following) in itertools.pairwise(children):
         pair = (type(module), type(following))
         if pair == kinds and module not in shared and following not in shared:
             with repro.quiet():

@@ -10,7 +10,8 @@ and the three modules differ in what they make of the accumulator:
   clamps;
 * :class:`IntegerLinearReLU` does the same, but clamps from the zero point on, so that
   ReLU costs nothing;
-* :class:`DynamicIntegerLinear` measures the input's range at each call and gives floats.
+* :class:`DynamicIntegerLinear` measures the input's range at each call and gives
+  floats.
 
 The outputs equal the kernels' bit for bit, engine by engine. The engines differ in one
 thing, the bias: FBGEMM (``fbgemm``, ``x86``) keeps it in float, QNNPACK rounds it to an
@@ -288,7 +289,8 @@ def _check_module(module: nn.Module, package: str, name: str, *, dynamic: bool) 
     packed = hasattr(module, "_packed_params")
     if not (known and packed and dynamic == ("dynamic" in kind.__module__)):
         raise TypeError(
-            f"expected a converted {package}...{name}, got {kind.__module__}.{kind.__name__}"
+            f"expected a converted {package}...{name}, "
+            f"got {kind.__module__}.{kind.__name__}"
         )
 
 

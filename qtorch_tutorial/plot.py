@@ -7,8 +7,8 @@ Markers, hatches and labels differ too, so that every figure reads in black and 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -132,7 +132,7 @@ def ratios(ax: Axes, times: Mapping[str, Latency], *, title: str) -> None:
     for name, time in times.items():
         color, marker = COLORS.get(name, COOL), MARKERS.get(name, "s")
         ax.plot([time.low, time.high], [name, name], color=color, linewidth=3)
-        ax.plot(time.ratio, name, marker=marker, color=color, markersize=8)
+        ax.plot([time.ratio], [name], marker=marker, color=color, markersize=8)
     ax.axvline(1, color="gray", linewidth=1, linestyle="--")
     ax.invert_yaxis()
     ax.set(title=title, xlabel="time / time of the first (95 % interval)")
@@ -173,7 +173,7 @@ def break_even_map(ax: Axes, grid: pd.DataFrame, form: str, *, title: str) -> No
     rows = grid[grid.form == form]
     ratio = rows.pivot(index="batch", columns="width", values="ratio")
     told = rows.pivot(index="batch", columns="width", values="verdict")
-    colors = torch.tensor(ratio.to_numpy()).log2()
+    colors = np.log2(ratio.to_numpy())
     ax.imshow(colors, cmap=WARM_TO_COOL, vmin=-3, vmax=3, origin="lower", aspect="auto")
     for i in range(len(ratio.index)):
         for j in range(len(ratio.columns)):

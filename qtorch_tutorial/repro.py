@@ -170,8 +170,8 @@ def check_modules() -> None:
             found = False
         if not found:
             raise ImportError(
-                f"torch {torch.__version__} has no {name}. The last known to have it is "
-                f"{LAST_TORCH_WITH_AO}: pip install 'torch=={LAST_TORCH_WITH_AO}.*'"
+                f"torch {torch.__version__} has no {name}. The last known to have it "
+                f"is {LAST_TORCH_WITH_AO}: pip install 'torch=={LAST_TORCH_WITH_AO}.*'"
             )
 
 

@@ -162,7 +162,7 @@ def _node(
 
 
 def _depend(app: Sphinx, docname: str, source: list[str]) -> None:
-    """A chapter is read again when the glossary changes, or its links would be old."""
+    """Read a chapter again when the glossary changes, or its links would be old."""
     if chapter_number(docname) is not None:
         app.env.note_dependency(f"{PAGE}.md")
 

@@ -1,8 +1,8 @@
 """The ledger: every claim of the tale with its verdict, straight from the package.
 
-``{ledger}`` lists ``qtorch_tutorial.tale.CLAIMS`` in a table, ``{ledger-summary}`` counts
-the verdicts. The page cannot disagree with the trials, for it is made from the values
-that the trials are held to.
+``{ledger}`` lists ``qtorch_tutorial.tale.CLAIMS`` in a table, ``{ledger-summary}``
+counts the verdicts. The page cannot disagree with the trials, for it is made from the
+values that the trials are held to.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ def badge(verdict: str) -> nodes.inline:
 
 
 def summary(claims: Iterable[tale.Claim]) -> list[tuple[str, int]]:
-    """Count the claims of each verdict, in the order of ``BADGES``; none is left out."""
+    """Count the claims of each verdict, in the order of ``BADGES``."""
     count = Counter(verdict_of(claim) for claim in claims)
     return [(verdict, count[verdict]) for verdict in BADGES]
 
@@ -92,7 +92,8 @@ class LedgerSummary(SphinxDirective):
         self.env.note_reread()
         line = nodes.paragraph(classes=["ledger-summary"])
         for verdict, count in summary(tale.CLAIMS.values()):
-            line += [nodes.Text(f"{count} "), badge(verdict), nodes.Text(" ")]
+            words = (nodes.Text(f"{count} "), badge(verdict))
+            line += [nodes.inline("", "", *words, classes=["count"]), nodes.Text(" ")]
         return [line]
 
 

@@ -48,5 +48,5 @@ def _row(cells: Sequence[Cell]) -> nodes.row:
 
 
 def _listed(cell: nodes.Node | Sequence[nodes.Node]) -> Sequence[nodes.Node]:
-    """A single node as a list of one."""
+    """Return a single node as a list of one."""
     return [cell] if isinstance(cell, nodes.Node) else cell

@@ -1,0 +1,292 @@
+"""convert: four laws over every form, with and without bias, in every nesting."""
+
+import copy
+
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch.ao import quantization as tq
+from torch.ao.nn import intrinsic as nni
+from torch.ao.nn import quantized as nnq
+from torch.ao.nn.intrinsic import quantized as nniq
+from torch.ao.nn.quantized import dynamic as nnqd
+
+from qtorch_tutorial import convert, measure, repro
+from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC
+
+FORM = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+QUANTIZED = pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: form.name)
+BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+NESTING = pytest.mark.parametrize("nesting", zoo.MODELS)
+
+
+@pytest.fixture
+def x(rng):
+    return torch.randn(256, 12, dtype=torch.float64, generator=rng).float()
+
+
+def linear_modules(model):
+    """Every distinct linear module of a model, float or quantized."""
+    kinds = (nn.Linear, nnq.Linear)
+    return [m for m in model.modules() if isinstance(m, kinds)]
+
+
+@FORM
+@BIAS
+@NESTING
+def test_the_input_model_is_unchanged(form, bias, nesting, x):
+    model = zoo.make(nesting, bias=bias).train()
+    before, text = copy.deepcopy(model.state_dict()), str(model)
+    form.make(model, x)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert str(model) == text
+    assert all(module.training for module in model.modules())
+    assert not any(hasattr(module, "qconfig") for module in model.modules())
+
+
+@QUANTIZED
+@NESTING
+def test_the_bias_survives(form, nesting, x):
+    model = zoo.make(nesting, bias=True)
+    biases = [m.bias() for m in linear_modules(form.make(model, x))]
+    folded = form is FUSED and nesting == "two-heads"  # BatchNorm changes that bias
+    for module, bias in list(zip(linear_modules(model), biases, strict=True))[folded:]:
+        assert torch.equal(bias, module.bias)
+
+
+@QUANTIZED
+@NESTING
+def test_no_bias_stays_no_bias(form, nesting, x):
+    made = linear_modules(form.make(zoo.make(nesting, bias=False), x))
+    if form is FUSED and nesting == "two-heads":
+        made = made[1:]  # BatchNorm gives the first layer one
+    assert all(m.bias() is None for m in made)
+
+
+@FORM
+@BIAS
+@NESTING
+def test_the_output_stays_near_the_float_output(form, bias, nesting, x):
+    model = zoo.make(nesting, bias=bias)
+    made = form.make(model, x)
+    with torch.no_grad():
+        error = measure.relative_error(model.eval()(x), made(x))
+    # 7 bits for activations and 8 for weights, up to three layers: below 5 %.
+    bound = 0.0 if form is FLOAT else 0.05
+    assert error <= bound
+    assert (error > 0) == (form is not FLOAT)
+
+
+@FORM
+@BIAS
+@NESTING
+def test_size_bytes_equals_a_count_by_hand(form, bias, nesting, x):
+    model = zoo.make(nesting, bias=bias)
+    made = form.make(model, x)
+    expected = 0
+    for module in linear_modules(model):
+        rows, columns = module.weight.shape
+        weight = rows * columns * (4 if form is FLOAT else 1)
+        has_bias = bias or (form is FUSED and nesting == "two-heads" and rows == 16)
+        grids = {FLOAT: 0, DYNAMIC: 8, STATIC: 8 * rows, FUSED: 8 * rows}[form]
+        output = 0 if form is FLOAT else 8
+        expected += weight + 4 * rows * has_bias + grids + output
+    if nesting == "two-heads" and form is not FUSED:
+        expected += 4 * 16 * 4 + 8  # BatchNorm: 4 vectors and a counter
+    stubs = sum(isinstance(m, nnq.Quantize) for m in made.modules())
+    expected += stubs * (4 + 8)  # a float32 scale and an int64 zero point each
+    assert measure.size_bytes(made) == expected
+
+
+@FORM
+@NESTING
+def test_every_linear_layer_becomes_the_forms_module(form, nesting, x):
+    made = form.make(zoo.make(nesting), x)
+    kinds = {type(m) for m in linear_modules(made)}
+    expected = {
+        FLOAT: {nn.Linear},
+        DYNAMIC: {nnqd.Linear},
+        STATIC: {nnq.Linear},
+        FUSED: {nnq.Linear, nniq.LinearReLU},
+    }[form]
+    assert kinds <= expected
+    assert len(linear_modules(made)) == len(linear_modules(zoo.make(nesting)))
+
+
+@NESTING
+def test_fused_finds_the_neighbors_that_stand_in_a_sequential(nesting, x):
+    made = convert.to_fused(zoo.make(nesting), calibration=x)
+    found = sum(type(m) is nniq.LinearReLU for m in made.modules())
+    assert found == {"sequential": 2, "two-heads": 1, "nested": 1}.get(nesting, 0)
+
+
+def test_a_run_stays_in_integers_from_end_to_end(x):
+    made = convert.to_static(zoo.make("sequential"), calibration=x)
+    assert [type(m) for m in made] == [
+        nnq.Quantize, nnq.Linear, nn.ReLU, nnq.Linear, nn.ReLU, nnq.Linear, nnq.DeQuantize
+    ]  # fmt: skip
+    assert list(dict(made.named_children())) == [
+        "0_quant", "0", "1", "2", "3", "4", "4_dequant"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [convert.to_static, convert.to_fused])
+def test_the_result_is_that_of_torchs_own_steps(make, x):
+    model = zoo.make("sequential").eval()
+    by_hand = nn.Sequential(tq.QuantStub(), *copy.deepcopy(model), tq.DeQuantStub())
+    by_hand.eval()
+    if make is convert.to_fused:
+        tq.fuse_modules(by_hand, [["1", "2"], ["3", "4"]], inplace=True)
+    by_hand.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    tq.prepare(by_hand, inplace=True)
+    by_hand(x)
+    tq.convert(by_hand, inplace=True)
+    assert torch.equal(make(model, calibration=x)(x), by_hand(x))
+
+
+def test_dynamic_is_torchs_own_and_takes_its_qconfig(x):
+    model = zoo.make("sequential").eval()
+    theirs = tq.quantize_dynamic(model, {nn.Linear})
+    assert torch.equal(convert.to_dynamic(model)(x), theirs(x))
+    per_channel = convert.to_dynamic(model, qconfig=tq.per_channel_dynamic_qconfig)
+    assert per_channel[0].weight().qscheme() == torch.per_channel_affine
+
+
+def test_static_takes_a_qconfig(x):
+    qconfig = tq.QConfig(
+        activation=tq.MinMaxObserver.with_args(dtype=torch.quint8),
+        weight=tq.default_weight_observer,
+    )
+    made = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+    assert made[1].weight().qscheme() == torch.per_tensor_affine
+    span = x.max() - x.min()
+    assert made[0].scale.item() == pytest.approx(span.item() / 255, rel=1e-5)
+
+
+def test_a_model_fused_by_hand_keeps_its_fused_layers(x):
+    model = zoo.make("attribute").eval()
+    model.first = nni.LinearReLU(model.first, nn.ReLU())
+    made = convert.to_static(model, calibration=x)
+    assert type(made.first[1]) is nniq.LinearReLU
+    assert measure.relative_error(model(x), made(x)) < 0.05
+    dynamic = convert.to_dynamic(model)
+    assert "LinearReLU" in type(dynamic.first).__name__
+
+
+def test_the_engine_in_use_packs_the_weight(x):
+    with repro.engine("qnnpack"):
+        made = convert.to_static(zoo.make("bare"), calibration=x)
+    assert made[1].weight().qscheme() == torch.per_tensor_affine
+
+
+def test_batches_calibrate_as_their_whole_does_for_min_and_max(x):
+    qconfig = tq.QConfig(
+        activation=tq.MinMaxObserver.with_args(dtype=torch.quint8),
+        weight=tq.default_weight_observer,
+    )
+    whole = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+    parts = convert.to_static(zoo.make("bare"), calibration=x.split(50), qconfig=qconfig)
+    assert torch.equal(whole(x), parts(x))
+
+
+@QUANTIZED
+def test_the_result_is_in_eval_mode_and_has_nothing_to_train(form, x):
+    made = form.make(zoo.make("sequential").train(), x)
+    assert not any(m.training for m in made.modules())
+    assert list(made.parameters()) == []
+    assert form.trainable is False
+
+
+def test_only_the_forms_that_say_so_look_at_calibration():
+    for form in FORMS:
+        if form.needs_calibration:
+            with pytest.raises(ValueError, match="missing"):
+                form.make(zoo.make("bare"), None)
+        else:
+            form.make(zoo.make("bare"), None)
+
+
+def test_a_subclass_of_linear_is_left_alone(x):
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(12, 12), Own(12, 5))
+    assert type(convert.to_static(model, calibration=x)[-1]) is Own
+
+
+# --- what is refused -----------------------------------------------------------
+
+
+@FORM
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda x: nn.ReLU(), ValueError, "has no nn.Linear layer"),
+        (lambda x: "model", TypeError, "expected an nn.Module, got str"),
+        (lambda x: convert.to_dynamic(zoo.make("bare")), ValueError, "already quantized"),
+        (
+            lambda x: convert.to_static(zoo.make("sequential"), calibration=x),
+            ValueError,
+            "already quantized or prepared: '0_quant' is",
+        ),
+        (lambda x: zoo.make("bare").to("meta"), ValueError, "on device meta.*CPU only"),
+        (lambda x: spoiled(float("nan")), ValueError, "'weight' holds a NaN"),
+        (lambda x: spoiled(float("inf")), ValueError, "'weight' holds a NaN"),
+    ],
+    ids=["no-linear", "no-module", "dynamic", "static", "device", "nan", "inf"],
+)
+def test_a_model_that_cannot_be_converted_is_refused(form, model, error, message, x):
+    with pytest.raises(error, match=message):
+        form.make(model(x), x)
+
+
+def spoiled(value):
+    model = zoo.make("bare")
+    model.weight.data[0, 0] = value
+    return model
+
+
+def test_a_prepared_model_is_refused(x):
+    model = nn.Sequential(nn.Linear(12, 5)).eval()
+    model.qconfig = tq.get_default_qconfig("x86")
+    with pytest.raises(ValueError, match="already quantized or prepared"):
+        convert.to_static(tq.prepare(model), calibration=x)
+
+
+@pytest.mark.parametrize("make", [convert.to_static, convert.to_fused])
+@pytest.mark.parametrize(
+    ("calibration", "error", "message"),
+    [
+        (None, ValueError, "missing"),
+        ([], ValueError, "empty"),
+        (torch.empty(0, 12), ValueError, "empty"),
+        ([torch.rand(3, 12), torch.empty(0, 12)], ValueError, "empty"),
+        (torch.rand(12), ValueError, r"shape \(rows, features\), got \(12,\)"),
+        (torch.rand(4, 11), ValueError, r"of shape \(4, 11\) do not fit the model"),
+        (torch.full((4, 12), float("nan")), ValueError, "hold a NaN"),
+        (torch.full((4, 12), float("inf")), ValueError, "hold a NaN or an infinity"),
+        ([[1.0] * 12], TypeError, "calibration needs tensors, got list"),
+        (torch.rand(4, 12, device="meta"), ValueError, "on meta"),
+    ],
+    ids=["none", "no-batch", "no-row", "one-empty", "1-d", "features", "nan", "inf",
+         "list", "device"],
+)  # fmt: skip
+def test_bad_calibration_is_refused(make, calibration, error, message):
+    model = zoo.make("sequential")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=message):
+        make(model, calibration=calibration)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_an_engine_that_is_none_is_refused(x, monkeypatch):
+    monkeypatch.setattr(repro, "check_engine", lambda name: repro_error())
+    with pytest.raises(ValueError, match="not supported here"):
+        convert.to_static(zoo.make("bare"), calibration=x)
+
+
+def repro_error():
+    raise ValueError("quantized engine 'none' is not supported here; supported are ...")

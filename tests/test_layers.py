@@ -1,0 +1,210 @@
+"""layers: equal to the kernels on every element, engine by engine."""
+
+import pytest
+import torch
+from torch.ao.nn import quantized as nnq
+from torch.ao.nn.intrinsic import quantized as nniq
+from torch.ao.nn.quantized import dynamic as nnqd
+
+from qtorch_tutorial import repro
+from qtorch_tutorial.affine import QTensor, choose_qparams, quantize
+from qtorch_tutorial.layers import (
+    ENGINES,
+    DynamicIntegerLinear,
+    IntegerLinear,
+    IntegerLinearReLU,
+    choose_dynamic_qparams,
+)
+
+HERE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
+ENGINE = pytest.mark.parametrize("engine", HERE)
+BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+AXIS = pytest.mark.parametrize("axis", [None, 0], ids=["per-tensor", "per-channel"])
+RELU = pytest.mark.parametrize("relu", [False, True], ids=["linear", "linear-relu"])
+
+
+def sizes(rng):
+    """Batch, input features and output features, each in 1..300."""
+    return torch.randint(1, 301, (3,), generator=rng).tolist()
+
+
+def pack(module, weight, bias, axis):
+    """Put a float weight into a torch module, quantized as its qconfig would."""
+    grid = choose_qparams(weight, signed=True, symmetric=True, axis=axis)
+    module.set_weight_bias(quantize(weight, grid).to_torch(), bias)
+    return module
+
+
+@ENGINE
+@BIAS
+@AXIS
+@RELU
+def test_every_output_equals_the_kernels(engine, bias, axis, relu):
+    rng = repro.generator(len(engine) + 10 * bias + 20 * relu)
+    outputs = 0
+    with repro.engine(engine):
+        while outputs < 100_000:  # 24 combinations: above two million in all
+            rows, features, units = sizes(rng)
+            weight = torch.randn(units, features, generator=rng)
+            b = torch.randn(units, generator=rng) * 3 if bias else None
+            x = torch.randn(rows, features, generator=rng) * 3 + 1
+            y = torch.nn.functional.linear(x, weight, b)
+            # Half of the output grids are too narrow, so that the clamp works, and
+            # start below zero even under ReLU, so that the clamp's end is seen.
+            grid = choose_qparams(y * float(torch.rand(1, generator=rng) + 0.5))
+            module = (nniq.LinearReLU if relu else nnq.Linear)(features, units)
+            pack(module, weight, b, axis)
+            module.scale, module.zero_point = grid.scale.item(), int(grid.zero_point)
+            x_q = quantize(x, choose_qparams(x, reduce_range=engine != "qnnpack"))
+            theirs = module(x_q.to_torch()).int_repr()
+            ours = (IntegerLinearReLU if relu else IntegerLinear).from_torch(module)(
+                x_q
+            )
+            assert torch.equal(ours.q, theirs)
+            outputs += theirs.numel()
+
+
+@ENGINE
+def test_the_numbers_of_outputs_compared_add_up_to_a_million(engine):
+    # The law above, once more in bulk: one big layer per engine.
+    rng = repro.generator(7)
+    with repro.engine(engine):
+        weight = torch.randn(300, 300, generator=rng)
+        bias = torch.randn(300, generator=rng)
+        module = pack(nnq.Linear(300, 300), weight, bias, 0)
+        x = torch.randn(1200, 300, generator=rng)
+        grid = choose_qparams(x @ weight.T + bias)
+        module.scale, module.zero_point = grid.scale.item(), int(grid.zero_point)
+        x_q = quantize(x, choose_qparams(x, reduce_range=engine != "qnnpack"))
+        theirs = module(x_q.to_torch()).int_repr()
+        assert torch.equal(IntegerLinear.from_torch(module)(x_q).q, theirs)
+        assert theirs.numel() * len(HERE) >= 1_000_000 or len(HERE) < 3
+
+
+@pytest.mark.skipif("fbgemm" not in HERE, reason="this build has no FBGEMM")
+@RELU
+def test_an_affine_weight_with_a_zero_point_is_exact_too(relu, rng):
+    with repro.engine("fbgemm"):
+        weight = torch.rand(33, 65, generator=rng) + 0.5
+        module = (nniq.LinearReLU if relu else nnq.Linear)(65, 33)
+        grid = choose_qparams(weight, signed=True, axis=0)
+        assert grid.zero_point.ne(0).all()
+        module.set_weight_bias(quantize(weight, grid).to_torch(), None)
+        x = torch.randn(40, 65, generator=rng)
+        y = choose_qparams(x @ weight.T)
+        module.scale, module.zero_point = y.scale.item(), int(y.zero_point)
+        x_q = quantize(x, choose_qparams(x, reduce_range=True))
+        ours = (IntegerLinearReLU if relu else IntegerLinear).from_torch(module)(x_q)
+        assert torch.equal(ours.q, module(x_q.to_torch()).int_repr())
+
+
+def test_relu_never_stores_an_integer_below_the_zero_point(rng):
+    weight = torch.randn(20, 30, generator=rng)
+    module = pack(nniq.LinearReLU(30, 20), weight, None, 0)
+    module.scale, module.zero_point = 0.1, 60
+    x = torch.randn(50, 30, generator=rng)
+    y = IntegerLinearReLU.from_torch(module)(quantize(x, choose_qparams(x)))
+    assert y.q.min() == 60
+    assert y.dequantize().min() == 0
+
+
+@ENGINE
+@BIAS
+@AXIS
+def test_the_dynamic_layer_agrees_to_the_last_float_digits(engine, bias, axis):
+    rng = repro.generator(3)
+    worst = 0.0
+    with repro.engine(engine):
+        for _ in range(40):
+            rows, features, units = sizes(rng)
+            weight = torch.randn(units, features, generator=rng)
+            b = torch.randn(units, generator=rng) if bias else None
+            module = pack(nnqd.Linear(features, units), weight, b, axis)
+            x = torch.randn(rows, features, generator=rng) * 3 + 1
+            theirs = module(x)
+            error = (DynamicIntegerLinear.from_torch(module)(x) - theirs).abs().max()
+            worst = max(worst, (error / theirs.abs().max()).item())
+    # Found: below 3e-7 of the largest output, two or three units in the last place.
+    assert worst < 5e-7
+
+
+@ENGINE
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-12, 1e-7, 1e-4, 1e-2, 1.0, 1e6, 1e20])
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 3.0], ids=["below", "around", "above"])
+def test_the_dynamic_grid_is_the_kernels_at_every_magnitude(
+    engine, magnitude, shift, rng
+):
+    # An identity weight lets the quantized input through: a wrong grid would show.
+    x = (torch.randn(8, 16, generator=rng) + shift) * magnitude
+    with repro.engine(engine):
+        module = pack(nnqd.Linear(16, 16, bias_=False), torch.eye(16), None, None)
+        ours, theirs = DynamicIntegerLinear.from_torch(module)(x), module(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_the_dynamic_grid_of_zeros_is_torchs(rng):
+    module = pack(nnqd.Linear(4, 3), torch.randn(3, 4, generator=rng), torch.ones(3), 0)
+    x = torch.zeros(2, 4)
+    assert torch.equal(DynamicIntegerLinear.from_torch(module)(x), module(x))
+
+
+@pytest.mark.parametrize("bad", [[float("nan")], [float("inf")], []])
+def test_a_dynamic_input_without_a_range_is_refused(bad):
+    with pytest.raises(ValueError, match="it has no range"):
+        choose_dynamic_qparams(torch.tensor([bad]), reduce_range=True)
+
+
+@pytest.mark.parametrize("shape", [(30,), (2, 29), (2, 3, 30)])
+def test_an_input_of_the_wrong_shape_is_refused(shape, rng):
+    module = pack(nnq.Linear(30, 20), torch.randn(20, 30, generator=rng), None, 0)
+    x = torch.rand(shape, generator=rng)
+    with pytest.raises(ValueError, match=r"shape \(batch, 30\), got"):
+        IntegerLinear.from_torch(module)(quantize(x, choose_qparams(x)))
+
+
+@pytest.mark.parametrize(
+    ("ours", "module"),
+    [
+        (IntegerLinear, torch.nn.Linear),
+        (IntegerLinear, nniq.LinearReLU),
+        (IntegerLinear, nnqd.Linear),
+        (IntegerLinearReLU, nnq.Linear),
+        (DynamicIntegerLinear, nnq.Linear),
+    ],
+    ids=["float", "relu", "dynamic", "no-relu", "static"],
+)
+def test_another_module_is_refused(ours, module):
+    with pytest.raises(TypeError, match="expected a converted"):
+        ours.from_torch(module(2, 2))
+
+
+def test_an_engine_whose_arithmetic_is_unknown_is_refused():
+    with pytest.raises(ValueError, match="'onednn' is not reproduced"):
+        IntegerLinear.from_torch(nnq.Linear(2, 2), engine="onednn")
+
+
+def test_the_engine_decides_what_becomes_of_the_bias(rng):
+    weight = torch.randn(300, 100, generator=rng) * 0.01
+    bias = torch.randn(300, generator=rng) * 0.01
+    module = pack(nnq.Linear(100, 300), weight, bias, 0)
+    x = torch.randn(300, 100, generator=rng)
+    grid = choose_qparams(x @ weight.T + bias)
+    module.scale, module.zero_point = grid.scale.item(), int(grid.zero_point)
+    x_q = quantize(x, choose_qparams(x, reduce_range=True))
+    as_float = IntegerLinear.from_torch(module, engine="x86")(x_q).q.int()
+    as_integer = IntegerLinear.from_torch(module, engine="qnnpack")(x_q).q.int()
+    off = (as_float - as_integer).abs()
+    assert 0 < off.ne(0).sum() < off.numel() / 100
+    assert off.max() == 1
+
+
+def test_a_reference_without_its_bias_would_be_caught(rng):
+    weight, bias = torch.randn(8, 9, generator=rng), torch.ones(8) * 5
+    module = pack(nnq.Linear(9, 8), weight, bias, 0)
+    module.scale, module.zero_point = 0.2, 100
+    x = torch.randn(5, 9, generator=rng)
+    x_q = quantize(x, choose_qparams(x))
+    layer = IntegerLinear.from_torch(module)
+    bare = IntegerLinear(layer.weight, None, layer.engine, layer.output)
+    assert not torch.equal(bare(x_q).q, layer(x_q).q)
+    assert isinstance(layer(x_q), QTensor)
