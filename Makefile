@@ -5,7 +5,10 @@ READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test lab serve refresh bench repository clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+NBVAL  := $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg chapters
+
+.PHONY: book test chapters lab serve refresh bench repository clean
 
 book: $(READY)  ## build the HTML book and print its path
 	$(BIN)/jupyter-book build . -W -n --keep-going
@@ -13,8 +16,11 @@ book: $(READY)  ## build the HTML book and print its path
 
 test: $(READY)  ## lint, unit tests, doctests, every cell of every chapter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadscope --doctest-modules --cov --cov-report= qtorch_tutorial tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg --cov --cov-append --cov-report=term --cov-fail-under=95 chapters
+	$(PYTEST) --doctest-modules --cov --cov-report= qtorch_tutorial tests
+	$(NBVAL) --cov --cov-append --cov-report=term --cov-fail-under=95
+
+chapters: $(READY)  ## every cell of every chapter: run it, compare what it shows
+	$(NBVAL)
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab chapters

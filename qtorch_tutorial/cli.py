@@ -1,7 +1,9 @@
 """The command line: ``qtorch doctor`` looks at this machine, ``qtorch trial`` compares.
 
-Exit code 0: all is well. 1: something is missing or a file cannot be written. 2: the
-command was given something it does not accept.
+Exit code 0: all is well. 1: something is missing, or a file cannot be written. 2: the
+command was given something that it does not accept.
+
+``doctor`` must run where ``torch.ao`` is gone, so what needs it is imported late.
 """
 
 import importlib
@@ -9,88 +11,94 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import pandas as pd
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from qtorch_tutorial import compare, data, models, repro, train
-from qtorch_tutorial.convert import FORMS, Form
+from qtorch_tutorial import data, models, repro, train
 
 app = typer.Typer(
-    help="Quantized linear modules of PyTorch: look at this machine, compare the forms.",
+    help="Quantized linear modules: look at this machine, compare the forms.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 out = Console()
 err = Console(stderr=True)
 
-REMEDIES = {
-    "Python": "install Python 3.11 or newer",
-    "torch.ao": f"pip install 'torch=={repro.LAST_TORCH_WITH_AO}.*'",
-    "quantized engine": (
-        "this build of torch has none: install torch from PyPI for x86-64 or ARM64"
-    ),
-    "AVX2": (
-        "the engines x86 and fbgemm need it; on this processor set "
-        "torch.backends.quantized.engine = 'qnnpack'"
-    ),
-}
+OWN_ROWS = 512
+"""Random rows that a model of the reader's own is calibrated and compared on."""
 
 
 @app.command()
 def doctor() -> None:
     """Show what this machine has, and which chapters will run as printed."""
-    findings, missing = _examine()
+    rows, missing = _examine()
     table = Table(title="qtorch doctor", show_header=False)
-    for name, value in findings:
+    for name, value in rows:
         table.add_row(name, value)
     out.print(table)
-    for name in missing:
-        err.print(f"missing: {name}. Remedy: {REMEDIES[name]}", style="bold red")
+    for name, remedy in missing.items():
+        _say(f"missing: {name}. {remedy}")
     if missing:
         raise typer.Exit(1)
 
 
-def _examine() -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows for the doctor's table, and the names of what is missing."""
-    missing = [] if sys.version_info >= (3, 11) else ["Python"]
+def _examine() -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Rows for the doctor's table, and what is missing with its remedy."""
+    nothing = [("torch", torch.__version__), ("all chapters", "cannot run")]
     try:
         here = repro.probe()
+    except PackageNotFoundError as error:
+        return nothing, {error.name: f"Remedy: pip install {error.name}"}
     except ImportError as error:
-        return [("torch.ao", str(error))], [*missing, "torch.ao"]
+        return nothing, {"torch.ao": str(error)}
+    missing = {}
     rows = [(name, _in_words(value)) for name, value in asdict(here).items()]
     if not here.engines:
-        missing.append("quantized engine")
-    fbgemm = here.engine in ("x86", "fbgemm")
-    if fbgemm and "AVX2" not in here.instructions:
-        missing.append("AVX2")
-    as_printed = "as printed" if fbgemm else "with other last digits (engine qnnpack)"
-    vnni = "VNNI" in here.instructions
-    rows += [
-        ("chapters 04, 05", "run as printed"),
-        ("chapters 06 to 09", "cannot run" if missing else f"run {as_printed}"),
-        ("onednn engine", "exact (VNNI)" if vnni else "saturates (no VNNI)"),
-    ]
-    return rows, missing
+        missing["quantized engine"] = (
+            "This build of torch has none. Install torch from PyPI for x86-64 or ARM64."
+        )
+    elif here.engine in ("x86", "fbgemm") and "AVX2" not in here.instructions:
+        missing["AVX2"] = (
+            f"Engine {here.engine} needs it. If the processor has none, set "
+            "torch.backends.quantized.engine = 'qnnpack' in each chapter."
+        )
+    return [*rows, *_chapters(here, missing)], missing
 
 
 def _in_words(value: object) -> str:
     return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
+def _chapters(here: repro.Probe, missing: dict[str, str]) -> list[tuple[str, str]]:
+    """Say of the chapters whether they will show here what they show in the book."""
+    if missing:
+        quantized = "cannot run"
+    elif here.engine in ("x86", "fbgemm"):
+        quantized = "run as printed, but for times"
+    else:
+        quantized = f"run, with other digits than printed (engine {here.engine})"
+    return [
+        ("chapters 04, 05", "run as printed, but for times"),
+        ("chapters 06 to 09", quantized),
+    ]
+
+
 @app.command()
 def trial(
     model: Annotated[
-        str | None,
-        typer.Option(help="your own model: package.module:factory"),
+        str | None, typer.Option(help="your own model: package.module:factory")
     ] = None,
     shape: Annotated[
         int | None, typer.Option(help="input features of your model")
@@ -98,55 +106,80 @@ def trial(
     form: Annotated[
         list[str] | None, typer.Option(help="a form to compare; repeat for more")
     ] = None,
-    batch: Annotated[int, typer.Option(help="rows of a timed call")] = 1,
+    batch: Annotated[
+        int, typer.Option(help=f"rows of a timed call, up to {OWN_ROWS}")
+    ] = 1,
     epochs: Annotated[int, typer.Option(help="passes over the 4,000 digits")] = 10,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="write CSV, JSON and PNG here")
     ] = None,
     with_map: Annotated[
-        bool, typer.Option("--map", help="add the break-even map (minutes)")
+        bool, typer.Option("--map", help="add the break-even map (a minute)")
     ] = False,
 ) -> None:
-    """Compare all forms of the tale's network, or of a model of your own.
+    """Compare all forms of the tale's network, or of your own model.
 
-    The tale's network is trained on the digits first. A model of your own is taken as
-    it is and compared on random inputs, so its accuracy says nothing and is left out.
+    The tale's network is trained on the digits first. A model of your
+    own is taken as it is and compared on random inputs: its accuracy
+    there would say nothing and is left out.
     """
     try:
-        forms = _forms(form)
-        _check_writable(out_dir)
-        network, split = _own(model, shape) if model else _tale(epochs)
+        repro.check_modules()
+        from qtorch_tutorial import compare  # late: needs torch.ao
+
+        _check_range("--batch", batch, OWN_ROWS)
+        _check_range("--epochs", epochs, 1000)
+        forms = _forms(form, with_map)
+        if out_dir is not None:
+            _check_writable(out_dir)
+        network, split = _own(model, shape) if model else _tale(epochs, shape)
         table = compare.compare(network, split, forms=forms, batch=batch)
-    except (ValueError, TypeError, ImportError, AttributeError) as error:
-        err.print(f"qtorch trial: {error}", style="bold red", markup=False)
-        raise typer.Exit(2) from error
-    except OSError as error:
-        err.print(
-            f"qtorch trial: cannot write: {error}", style="bold red", markup=False
-        )
-        raise typer.Exit(1) from error
+    except (ValueError, TypeError) as error:
+        _stop(f"qtorch trial: {error}", code=2)
+    except ImportError as error:
+        _stop(f"qtorch trial: {error}", code=1)
     _print(table)
-    grid = compare.break_even() if with_map else None
+    grid = compare.break_even(forms=forms[1:]) if with_map else None
     if grid is not None:
         _print_map(grid)
     if out_dir is not None:
-        _write(out_dir, table, grid)
+        about = {"model": model or "the tale's network", "batch": batch}
+        _write(out_dir, table, grid, about)
 
 
-def _forms(names: list[str] | None) -> tuple[Form, ...]:
+def _say(text: str) -> None:
+    err.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _stop(text: str, *, code: int) -> NoReturn:
+    """Say in one line what is wrong and end the command."""
+    _say(text)
+    raise typer.Exit(code)
+
+
+def _check_range(option: str, given: int, last: int) -> None:
+    if not 1 <= given <= last:
+        raise ValueError(f"{option} must be in 1..{last}, got {given}")
+
+
+def _forms(names: list[str] | None, with_map: bool) -> tuple:
     """Forms by name; float always comes first: all is compared with it."""
+    from qtorch_tutorial.convert import FORMS  # late: needs torch.ao
+
     by_name = {form.name: form for form in FORMS}
     for name in names or ():
         if name not in by_name:
             raise ValueError(f"unknown form {name!r}; known are {', '.join(by_name)}")
     wanted = {"float", *(names or by_name)}
+    if with_map and wanted == {"float"}:
+        raise ValueError("--map compares float with other forms; only float was given")
     return tuple(form for form in FORMS if form.name in wanted)
 
 
-def _tale(epochs: int) -> tuple[nn.Module, data.Split]:
+def _tale(epochs: int, features: int | None) -> tuple[nn.Module, data.Split]:
     """Train the tale's network on the digits."""
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if features is not None:
+        raise ValueError(f"--shape {features} belongs to --model, which is missing")
     rng = repro.generator(0)
     split = data.digits()
     network = models.make_tale_network(rng=rng)
@@ -156,45 +189,51 @@ def _tale(epochs: int) -> tuple[nn.Module, data.Split]:
 
 def _own(path: str, features: int | None) -> tuple[nn.Module, data.Split]:
     """Make the reader's model, with random inputs to compare it on."""
-    if features is None or features < 1:
-        raise ValueError(f"--model needs --shape, its input features, got {features}")
-    module, _, factory = path.partition(":")
-    if not factory:
+    if features is None:
+        raise ValueError("--model needs --shape, the number of its input features")
+    _check_range("--shape", features, 100_000)
+    network = _made_by(path)
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"--model {path} must give an nn.Module, got {type(network).__name__}"
+        )
+    x = torch.rand(2 * OWN_ROWS, features, generator=repro.generator(0))
+    no_classes = torch.full((OWN_ROWS,), float("nan"))
+    return network, data.Split(x[:OWN_ROWS], no_classes, x[OWN_ROWS:], no_classes)
+
+
+def _made_by(path: str) -> object:
+    """Import the factory named ``package.module:factory`` and call it."""
+    name, _, factory = path.partition(":")
+    if not (name and factory):
         raise ValueError(f"--model needs package.module:factory, got {path!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does
-    network = getattr(importlib.import_module(module), factory)()
-    rng = repro.generator(0)
-    x = torch.rand(1024, features, generator=rng)
-    no_classes = torch.full((512,), float("nan"))
-    return network, data.Split(x[:512], no_classes, x[512:], no_classes)
-
-
-def _check_writable(folder: Path | None) -> None:
-    """Try to write where ``folder`` is or will be, before any work is done."""
-    if folder is not None:
-        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        tempfile.TemporaryFile(dir=existing).close()
+    try:
+        return getattr(importlib.import_module(name), factory)()
+    except Exception as error:  # the reader's own code may raise anything
+        raise ValueError(
+            f"--model {path} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _print(table: pd.DataFrame) -> None:
     """Print one row per form."""
-    shown = Table(title="the lamps on trial")
-    columns = ("form", "size kB", "file kB", "right", "as float", "dB", "µs")
-    for column in (*columns, "time / float"):
+    shown = Table(title="the lamps on trial", box=box.SIMPLE_HEAD)
+    columns = ("form", "size\nkB", "file\nkB", "right", "as\nfloat", "SQNR\ndB")
+    for column in (*columns, "time\nµs", "time / float\n[95 % interval]"):
         side = "left" if column == "form" else "right"
-        shown.add_column(column, justify=side, no_wrap=True)
+        shown.add_column(column.replace("[", r"\["), justify=side, overflow="fold")
     for name, row in table.iterrows():
-        accurate = "-" if pd.isna(row.accuracy) else f"{row.accuracy:.1%}"
         shown.add_row(
             str(name),
             f"{row.size_bytes / 1000:.1f}",
             f"{row.file_bytes / 1000:.1f}",
-            accurate,
+            "-" if pd.isna(row.accuracy) else f"{row.accuracy:.1%}",
             f"{row.agreement:.1%}",
             f"{row.sqnr_db:.1f}",
             f"{row.latency_us:.1f}",
-            f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]",
+            rf"{row.ratio:.2f} \[{row.low:.2f}, {row.high:.2f}]",
         )
     out.print(shown)
 
@@ -221,13 +260,36 @@ def _print_map(grid: pd.DataFrame) -> None:
         out.print(shown)
 
 
-def _write(folder: Path, table: pd.DataFrame, grid: pd.DataFrame | None) -> None:
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        _stop(f"qtorch trial: cannot write to {folder}: {reason}", code=1)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try to write where ``folder`` is or will be, before any work is done."""
+    with _writing_to(folder):
+        tempfile.TemporaryFile(dir=_existing(folder)).close()
+
+
+def _existing(folder: Path) -> Path:
+    """Give the folder itself, or the nearest one above it that exists."""
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
+
+
+def _write(
+    folder: Path, table: pd.DataFrame, grid: pd.DataFrame | None, about: dict
+) -> None:
     """Write tables as CSV and JSON and figures as PNG, all or none."""
-    from qtorch_tutorial import plot
+    from qtorch_tutorial import plot  # late: matplotlib takes a second to load
 
     files: dict[str, Callable[[Path], object]] = {
         "trial.csv": table.to_csv,
-        "trial.json": lambda path: path.write_text(_as_json(table)),
+        "trial.json": lambda path: path.write_text(_as_json(table, about)),
     }
     fig, axes = plot.figure(3)
     plot.trial(axes, table)
@@ -238,19 +300,24 @@ def _write(folder: Path, table: pd.DataFrame, grid: pd.DataFrame | None) -> None
             fig, ax = plot.figure()
             plot.break_even_map(ax, grid, form, title=f"{form}: time over float's")
             files[f"map_{form}.png"] = fig.savefig
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+    # Finished beside the folder, then moved: an interrupted write leaves nothing.
+    with (
+        _writing_to(folder),
+        tempfile.TemporaryDirectory(dir=_existing(folder)) as unfinished,
+    ):
         for name, save in files.items():
             save(Path(unfinished) / name)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in files:
             (Path(unfinished) / name).replace(folder / name)
-    out.print(f"written to {folder}: {', '.join(files)}", markup=False)
+    out.print(f"written to {folder}: {', '.join(files)}", markup=False, soft_wrap=True)
 
 
-def _as_json(table: pd.DataFrame) -> str:
-    """Rows of the table, with what they were measured on."""
+def _as_json(table: pd.DataFrame, about: dict) -> str:
+    """Rows of the table, with what was measured and on what."""
     rows = json.loads(table.reset_index().to_json(orient="records"))
-    return json.dumps({"measured_on": asdict(repro.probe()), "rows": rows}, indent=2)
+    facts = about | {"measured_on": asdict(repro.probe()), "rows": rows}
+    return json.dumps(facts, indent=2)
 
 
 if __name__ == "__main__":

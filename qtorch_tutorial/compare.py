@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qtorch_tutorial import measure
+from qtorch_tutorial import measure, models
 from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC, Form
 from qtorch_tutorial.data import Split
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 4, 16, 64, 256)
 """The whole grid of :func:`break_even`."""
+
+BLOCK_US = 500.0
+"""Length of a timed turn, microseconds; see :func:`measure.latency`."""
 
 
 def compare(
@@ -34,7 +37,7 @@ def compare(
         A trained float model on the CPU. It is not changed.
     split : Split
         Calibration takes the first rows of ``train_x``; the rest is measured on the
-        test part.
+        test part, all of it in one call (a dynamic layer then sees it as one batch).
     forms : sequence of Form
     calibration_rows : int
     batch : int
@@ -62,7 +65,8 @@ def compare(
     Raises
     ------
     TypeError, ValueError
-        If a form is none, the data do not fit, or the model cannot be converted.
+        If a form is none or comes twice, the data do not fit, or the model cannot be
+        converted.
 
     Examples
     --------
@@ -73,21 +77,27 @@ def compare(
     ['float', 'dynamic', 'static', 'fused']
     """
     _check(forms, split, batch)
-    calibration = split.train_x[:calibration_rows]
-    made = {}
-    with torch.no_grad():
-        reference = _reference(model, split.test_x)
-        for form in tqdm(forms, desc="convert", disable=not progress):
-            made[form] = form.make(model, calibration)
-        x = split.test_x[:batch]
-        calls = {form.name: _call(made[form], x) for form in forms}
-        times = measure.latency(calls, rounds=rounds)
-        rows = {
-            form.name: {"module": form.module}
-            | _quality(made[form], split, reference)
-            | _time_columns(times[form.name])
-            for form in tqdm(forms, desc="measure", disable=not progress)
-        }
+    calibration, x = split.train_x[:calibration_rows], split.test_x[:batch]
+    reference = _reference(model, split.test_x)
+    made, rows = {}, {}
+    bar = tqdm(total=2 * len(forms) + 1, disable=not progress)
+    with torch.no_grad(), bar:
+        for form in forms:
+            bar.set_description(f"convert: {form.name}")
+            made[form.name] = form.make(model, calibration)
+            bar.update()
+        bar.set_description("time them in turns")
+        calls = {name: _call(m, x) for name, m in made.items()}
+        times = measure.latency(calls, rounds=rounds, block_us=BLOCK_US)
+        bar.update()
+        for form in forms:
+            bar.set_description(f"measure: {form.name}")
+            rows[form.name] = (
+                {"module": form.module}
+                | _quality(made[form.name], split, reference)
+                | _time_columns(times[form.name])
+            )
+            bar.update()
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("form")
 
 
@@ -114,7 +124,7 @@ def break_even(
         Each is compared with the float form.
     rounds : int
     progress : bool
-        Show a bar; it estimates the time left from the work left.
+        Show a bar; it estimates the time left from a rough model of the work left.
 
     Returns
     -------
@@ -125,7 +135,7 @@ def break_even(
     Raises
     ------
     TypeError, ValueError
-        If a form is none, or a width or a batch is below 1.
+        If a form is none or comes twice, or a width or a batch is below 1.
 
     Examples
     --------
@@ -138,25 +148,45 @@ def break_even(
         if not values or min(values) < 1:
             raise ValueError(f"every {name} must be at least 1, got {tuple(values)}")
     rng = torch.Generator().manual_seed(0)
-    work = sum(w * w * b for w in widths for b in batches)
+    turns = rounds * (1 + len(forms))
+    work = {(w, b): turns * _turn_seconds(w, b) for w in widths for b in batches}
+    for width in widths:
+        work[width, batches[0]] += _convert_seconds(width)
+    total, shown = sum(work.values()), "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     rows = []
-    with tqdm(total=work, unit="mac", unit_scale=True, disable=not progress) as bar:
+    with tqdm(total=total, bar_format=shown + "{postfix}", disable=not progress) as bar:
         for width in widths:
-            layer = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+            linear = models.make_tale_network((width, width), rng=rng)
+            layer = nn.Sequential(*linear, nn.ReLU())
             x = torch.rand(max(batches), width, generator=rng)
             made = {f.name: f.make(layer, x) for f in (FLOAT, *forms)}
             for batch in batches:
                 bar.set_postfix(width=width, batch=batch)
                 calls = {name: _call(m, x[:batch]) for name, m in made.items()}
-                times = measure.latency(calls, rounds=rounds)
+                times = measure.latency(calls, rounds=rounds, block_us=BLOCK_US)
                 rows += [
                     {"width": width, "batch": batch, "form": f.name}
                     | _time_columns(times[f.name])
                     | {"verdict": times[f.name].verdict}
                     for f in forms
                 ]
-                bar.update(width * width * batch)
+                bar.update(work[width, batch])
     return pd.DataFrame(rows)
+
+
+def _turn_seconds(width: int, batch: int) -> float:
+    """Guess how long a timed turn takes: a block, or a call where that is longer.
+
+    A call multiplies and reads its weight, at 40 billion products and 12 GB in a
+    second: about what one core did in 2026. Only the bar's estimate rests on it, and
+    the bar corrects for the speed that it sees.
+    """
+    return max(BLOCK_US / 1e6, width**2 * (batch / 40e9 + 4 / 12e9))
+
+
+def _convert_seconds(width: int) -> float:
+    """Guess how long the forms of a layer take to make: 80 ns for each weight."""
+    return 80e-9 * width**2
 
 
 def _call(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -164,11 +194,13 @@ def _call(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return lambda: model(x)
 
 
+@torch.no_grad()
 def _reference(model: nn.Module, x: Tensor) -> Tensor:
     """Output of the float model, shape (rows, outputs)."""
+    float_model = FLOAT.make(model, None)
     try:
-        y = FLOAT.make(model, None)(x)
-    except RuntimeError as error:
+        y = float_model(x)
+    except Exception as error:  # the reader's own code may raise anything
         raise ValueError(
             f"the model does not take test_x of shape {tuple(x.shape)}: {error}"
         ) from error
@@ -212,6 +244,10 @@ def _check_forms(forms: Sequence[Form]) -> None:
     for form in forms:
         if not isinstance(form, Form):
             raise TypeError(f"{form!r} is not a Form; convert.FORMS holds {known}")
+    names = [form.name for form in forms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two forms have the name {name!r}: a row needs its own")
 
 
 def _check(forms: Sequence[Form], split: Split, batch: int) -> None:
@@ -222,6 +258,12 @@ def _check(forms: Sequence[Form], split: Split, batch: int) -> None:
             raise ValueError(
                 f"{name} needs shape (rows, features), got {tuple(x.shape)}"
             )
+    y = split.test_y
+    if not y.is_floating_point() and y.shape != split.test_x.shape[:1]:
+        raise ValueError(
+            f"test_y needs shape ({len(split.test_x)},), a class for each row of "
+            f"test_x, got {tuple(y.shape)}"
+        )
     if not 1 <= batch <= len(split.test_x):
         raise ValueError(
             f"batch must be in 1..{len(split.test_x)}, the rows of test_x, got {batch}"

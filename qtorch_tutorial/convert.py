@@ -62,7 +62,7 @@ def to_dynamic(model: nn.Module, *, qconfig: tq.QConfig | None = None) -> nn.Mod
     kinds = dict.fromkeys(_LINEAR, qconfig or tq.default_dynamic_qconfig)
     with repro.quiet():
         tq.quantize_dynamic(holder, kinds, inplace=True)
-    return holder[0]
+    return holder[0].eval()  # torch makes its new modules in training mode
 
 
 def to_static(
@@ -217,8 +217,9 @@ def _copy_of(model: nn.Module) -> nn.ModuleList:
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__name__}"
         if ".quantized" in kind or hasattr(module, "activation_post_process"):
+            where = repr(name) if name else "it"
             raise ValueError(
-                f"the model is already quantized or prepared: {name or 'it'!r} is "
+                f"the model is already quantized or prepared: {where} is "
                 f"{kind}; start from the float model"
             )
     if not any(type(m) is nn.Linear for m in model.modules()):
@@ -304,7 +305,7 @@ def _static(
         tq.prepare(holder, inplace=True)
         _observe(holder[0], batches)
         tq.convert(holder, inplace=True)
-    return holder[0]
+    return holder[0].eval()  # torch makes its new modules in training mode
 
 
 def _runs(

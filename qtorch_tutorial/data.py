@@ -72,7 +72,7 @@ def fashion_mnist(root: str, *, download: bool = False) -> Split:
     RuntimeError
         If the data are not in ``root`` and ``download`` is False.
     """
-    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets import FashionMNIST  # late: slow to load, rarely used
 
     parts = []
     for train in (True, False):

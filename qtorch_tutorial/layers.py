@@ -53,8 +53,12 @@ def requantize_float_bias(
         Integers, before the zero point and the clamp.
     """
     total = acc.float()
-    if bias is not None:
+    if bias is not None and step.ndim:
         total = total + bias / step
+    elif bias is not None:
+        # For one common step FBGEMM multiplies by the reciprocal and adds, and rounds
+        # once for both; float64 holds what is between. It moves an output in millions.
+        total = (acc.double() + bias.double() * (1.0 / step).double()).float()
     return torch.round(total * (step / output_scale))
 
 
@@ -63,11 +67,14 @@ def requantize_integer_bias(
 ) -> Tensor:
     """Rescale accumulators as QNNPACK does: the bias is an int32 of the same step.
 
-    Parameters and result as for :func:`requantize_float_bias`. QNNPACK multiplies by
-    reciprocals where FBGEMM divides, which moves an output in a few million.
+    Parameters and result as for :func:`requantize_float_bias`. A bias beyond the
+    range of int32 saturates.
     """
     if bias is not None:
-        acc = acc + torch.round(bias * (1.0 / step)).to(torch.int32)
+        ends = torch.iinfo(torch.int32)
+        # In float64, which holds both ends of the range exactly.
+        steps = torch.round(bias * (1.0 / step)).double().clamp(ends.min, ends.max)
+        acc = acc + steps.to(torch.int32)
     return torch.round(acc.float() * (step * (1.0 / output_scale)))
 
 

@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import math
+import os
 import random
 import statistics
 import tempfile
@@ -76,6 +77,26 @@ def file_bytes(model: nn.Module) -> int:
     return file.tell()
 
 
+def recorded(fn: Callable[[], object], *, memory: bool = False) -> profile:
+    """Call ``fn`` twice and return what torch's profiler recorded of the second call.
+
+    What is set up once, at the first call, is not recorded.
+
+    Examples
+    --------
+    >>> x = torch.zeros(10)
+    >>> [event.name for event in recorded(lambda: x + x).events()]
+    ['aten::add']
+    """
+    # At its default level the profiler logs lines with the time of day. It reads the
+    # level at its first use in a process.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    fn()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=memory) as record:
+        fn()
+    return record
+
+
 def peak_bytes(fn: Callable[[], object]) -> int:
     """Count the most bytes of tensors alive at once that a call of ``fn`` allocates.
 
@@ -88,10 +109,7 @@ def peak_bytes(fn: Callable[[], object]) -> int:
     >>> peak_bytes(lambda: x + x)
     4000
     """
-    fn()  # what is set up once is not the call's
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = fn()
-    del result
+    record = recorded(fn, memory=True)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         record.export_chrome_trace(str(trace))
@@ -228,10 +246,15 @@ def latency(
 ) -> dict[str, Latency]:
     """Time several callables against each other.
 
-    Each round times every candidate once, in an order drawn anew, so that a slow moment
-    of the machine falls on all alike. A candidate's turn is a block of as many calls as
-    fit into ``block_us`` (at least one). Ratios are taken within a round; their
-    interval is that of the median by order statistics, which assumes no distribution.
+    Each round times every candidate once, in a drawn order or in the reverse of the
+    order before, so that a slow moment of the machine falls on all alike and each
+    comes first as often as last. A candidate's turn is a block of as many calls as fit
+    into ``block_us`` (at least one). Ratios are taken within a round; their interval is
+    that of the median by order statistics, which assumes no distribution.
+
+    The interval is about these callables as they lie in memory. Two copies of one model
+    can truly differ by some percent: to compare two *ways* of making a model, make each
+    several times.
 
     Parameters
     ----------
@@ -274,9 +297,11 @@ def latency(
         shuffle = random.Random(0).shuffle
         gc.disable()
         try:
-            for _ in range(rounds):
-                order = list(names)
-                shuffle(order)
+            order = list(names)
+            for n in range(rounds):
+                order = order[::-1]
+                if n % 2 == 0:
+                    shuffle(order)
                 for name in order:
                     times[name].append(_block_us(callables[name], calls[name]))
         finally:

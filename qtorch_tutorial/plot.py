@@ -4,6 +4,7 @@ The color law of the book: warm is float and experiment, cool is integer and cou
 Markers, hatches and labels differ too, so that every figure reads in black and white.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -82,6 +83,35 @@ def error_in_steps(ax: Axes, error: Tensor, scale: Tensor, *, title: str) -> Non
     ax.set(title=title, xlabel="error (steps)", ylabel="count")
 
 
+def against_float(
+    ax: Axes,
+    floats: Tensor,
+    integers: Tensor,
+    *,
+    ends: tuple[float, float],
+    title: str,
+    unit: str,
+) -> None:
+    """Draw each output of an integer layer over the float layer's output.
+
+    Parameters
+    ----------
+    floats, integers : float tensors, same shape
+        Outputs of the float layer, and of the integer layer read back as floats.
+    ends : (float, float)
+        The least and the greatest value of the output's grid, drawn as walls.
+    title : str
+        The finding.
+    unit : str
+        What the outputs are, with their unit.
+    """
+    ax.axline((0, 0), slope=1, color=WARM, linewidth=1.2, label="exact")
+    ax.plot(floats.flatten(), integers.flatten(), ".", color=COOL, markersize=2)
+    for end in ends:
+        ax.axhline(end, color="gray", linestyle="--", linewidth=1)
+    ax.set(title=title, xlabel=f"{unit}, float", ylabel=f"{unit}, integer")
+
+
 def bars(ax: Axes, values: Mapping[str, float], *, title: str, unit: str) -> None:
     """Draw one bar for each name; a form's bar has the form's color and hatch.
 
@@ -111,6 +141,8 @@ def lines(
 ) -> None:
     """Draw one line for each name over ``x``; a form's line has its color and marker.
 
+    Other names are cool, with a marker and a dash pattern each.
+
     Parameters
     ----------
     x : sequence of float
@@ -120,9 +152,11 @@ def lines(
     labels : (str, str)
         Labels of the two axes, with their units.
     """
+    others = itertools.cycle((("v", "-"), ("P", "--"), ("X", ":")))
     for name, y in series.items():
-        color, marker = COLORS.get(name, COOL), MARKERS.get(name, "v")
-        ax.plot(x, y, marker=marker, color=color, label=name)
+        marker, dashes = (MARKERS[name], "-") if name in MARKERS else next(others)
+        color = COLORS.get(name, COOL)
+        ax.plot(x, y, dashes, marker=marker, color=color, label=name)
     ax.set(title=title, xlabel=labels[0], ylabel=labels[1])
     ax.legend(frameon=False)
 
@@ -142,13 +176,19 @@ def ratios(ax: Axes, times: Mapping[str, Latency], *, title: str) -> None:
 def trial(axes: Sequence[Axes], table: pd.DataFrame) -> None:
     """Draw accuracy, bytes and time of every form side by side.
 
+    Without an accuracy (random data have none) the agreement with float is drawn.
+
     Parameters
     ----------
     axes : three Axes
     table : DataFrame
         From :func:`qtorch_tutorial.compare.compare`.
     """
-    bars(axes[0], 100 * table.accuracy, title="right answers", unit="accuracy (%)")
+    if table.accuracy.notna().all():
+        bars(axes[0], 100 * table.accuracy, title="right answers", unit="accuracy (%)")
+    else:
+        share = 100 * table.agreement
+        bars(axes[0], share, title="answers as float's", unit="agreement (%)")
     bars(axes[1], table.size_bytes / 1000, title="memory", unit="size (kB)")
     bars(axes[2], table.latency_us, title="time of a call", unit="median (µs)")
     for ax in axes[1:]:
@@ -158,8 +198,8 @@ def trial(axes: Sequence[Axes], table: pd.DataFrame) -> None:
 def break_even_map(ax: Axes, grid: pd.DataFrame, form: str, *, title: str) -> None:
     """Draw where ``form`` beats float: a cell for each width and batch.
 
-    A number is the form's time over float's; where the interval contains 1 the cell
-    shows an equals sign instead.
+    A number is the form's time over float's; where the interval contains 1 the cell is
+    white and shows an equals sign instead.
 
     Parameters
     ----------
@@ -173,7 +213,7 @@ def break_even_map(ax: Axes, grid: pd.DataFrame, form: str, *, title: str) -> No
     rows = grid[grid.form == form]
     ratio = rows.pivot(index="batch", columns="width", values="ratio")
     told = rows.pivot(index="batch", columns="width", values="verdict")
-    colors = np.log2(ratio.to_numpy())
+    colors = np.where(told == "no difference", 0, np.log2(ratio.to_numpy()))
     ax.imshow(colors, cmap=WARM_TO_COOL, vmin=-3, vmax=3, origin="lower", aspect="auto")
     for i in range(len(ratio.index)):
         for j in range(len(ratio.columns)):

@@ -49,14 +49,16 @@ _ALL = (
         "With nn.Linear, weights and activations are quantized, each on its own.",
         5,
         OVERTURNED,
-        "Weight, input and output are float32, and the weight's bits never change.",
+        "The weight is float32, a forward pass changes none of its bits, and the "
+        "outputs lie on no 8-bit grid.",
     ),
     Claim(
         "T02",
         "nn.Linear stays in floating point while it computes.",
         5,
         UPHELD,
-        "Float in, float out, and a gradient reaches every parameter.",
+        "Float32 after every module, no operator that quantizes, and a gradient for "
+        "every parameter.",
     ),
     Claim(
         "T03",
@@ -71,80 +73,86 @@ _ALL = (
         "nn.quantized.Linear saves memory by quantizing per channel.",
         6,
         OVERTURNED,
-        "The saving comes from int8; per channel adds bytes for each row "
-        "and buys accuracy.",
+        "The saving comes from int8; per channel adds 8 bytes for each row "
+        "and buys precision of the weight.",
     ),
     Claim(
         "T05",
         "nn.quantized.Linear takes more time than nn.Linear.",
         6,
         DEPENDS,
-        "Slower for a tiny layer, faster for a large one at batch 1.",
+        "With one row of input, slower at 64 x 64 and faster at 4096 x 4096.",
     ),
     Claim(
         "T06",
         "nn.quantized.Linear computes in quantized arithmetic.",
         6,
         UPHELD,
-        "An integer reference gives the kernel's output on every element.",
+        "An integer reference gives the kernel's output on all of 115,536 elements.",
     ),
     Claim(
         "T07",
         "The dynamic module is more accurate for a specific range of values.",
         7,
         DEPENDS,
-        "Better when the range drifts from calibration, no better when it stays, "
-        "and one outlier spoils a whole batch.",
+        "Closer to float when the range drifts from calibration; the same input "
+        "integers when it stays; and one wild row spoils its whole batch.",
     ),
     Claim(
         "T08",
         "The dynamic module needs no passes over data to collect statistics.",
         7,
         UPHELD,
-        "It is made without data and keeps its accuracy on ranges it never saw.",
+        "The model never runs while it is converted, and its error stays below 1 % "
+        "from 1/64 to 1,000 times the usual range.",
     ),
     Claim(
         "T09",
         "The dynamic module takes more memory than the static one.",
         7,
         DEPENDS,
-        "The same packed weights, but its activations stay float32 between layers.",
+        "A few bytes less in memory and on disk, but its activations stay float32 "
+        "and a call peaks higher.",
     ),
     Claim(
         "T10",
         "LinearReLU reduces the need for negative weights.",
         8,
         OVERTURNED,
-        "Every negative weight is still there; ReLU clamps outputs.",
+        "The weight is the same bit for bit, ReLU clamps outputs, and without its "
+        "negative weights the network fails.",
     ),
     Claim(
         "T11",
         "LinearReLU is fast.",
         8,
         UPHELD,
-        "One operation where there were two, and never slower than the pair.",
+        "One operator where there were two; at no shape tried slower than the pair, "
+        "beyond noise.",
     ),
     Claim(
         "T12",
         "LinearReLU is accurate.",
         8,
         UPHELD,
-        "Its grid spends no integer on values that ReLU removes, so its step is "
-        "smaller.",
+        "Its grid spends no integer on values that ReLU removes: a smaller step and "
+        "a higher SQNR than the pair's.",
     ),
     Claim(
         "T13",
         "LinearReLU wastes memory when there are many ReLUs.",
         8,
         OVERTURNED,
-        "Fused, the layer holds one intermediate tensor less.",
+        "The same bytes and the same peak as the pair, and one tensor less for each "
+        "ReLU.",
     ),
     Claim(
         "T14",
         "nn.quantized.Linear is the best balance of memory and time.",
         9,
         DEPENDS,
-        "It depends on width, batch and engine: the map of the trial shows where.",
+        "Faster than float at 2048 wide, with half of dynamic's activations; not at 64 "
+        "wide, not with engine qnnpack, and never better than fused before a ReLU.",
     ),
     Claim("T15", "quantize_dynamic quantizes weights and activations.", 10),
     Claim("T16", "The quantized model can then be trained.", 10),
@@ -162,14 +170,16 @@ _ALL = (
         "Athena is a fellow Titan of Prometheus.",
         4,
         OVERTURNED,
-        "Hesiod names the twelve Titans; Athena, born of Zeus, is an Olympian.",
+        "Hesiod's list of the twelve Titans (Theogony 133-137) holds neither her nor a "
+        "parent of hers.",
     ),
     Claim(
         "T25",
         "PyTorch's quantization is used in Facebook's Caffe2Go.",
         4,
         OVERTURNED,
-        "Caffe2Go was announced in 2016, PyTorch's quantization in 2019.",
+        "Caffe2Go was announced in November 2016, before PyTorch was public (2017) and "
+        "could quantize (2019).",
     ),
     Claim(
         "T26",

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from qtorch_tutorial import repro
 from qtorch_tutorial.data import Split
 
 
@@ -19,9 +20,9 @@ def fit(
 ) -> list[float]:
     """Train ``model`` in place on ``split.train_x`` with Adam and cross-entropy.
 
-    The arithmetic is float64; at the end the parameters are rounded once, to their own
-    dtype. Sums then differ so little between processors that the trained float32 model
-    is practically the same everywhere.
+    The arithmetic is float64, on one thread; at the end the parameters are rounded
+    once, to their own dtype. Sums then differ so little between processors that the
+    trained float32 model is practically the same everywhere.
 
     Parameters
     ----------
@@ -69,10 +70,13 @@ def fit(
     x, y = split.train_x.double(), split.train_y
     losses = []
     try:
-        for _ in (bar := tqdm(range(epochs), desc="fit", disable=not progress)):
-            order = torch.randperm(len(x), generator=rng)
-            losses.append(_epoch(model, optimizer, x[order], y[order], batch_size))
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        # One thread: a sum does not depend on how many cores the machine has, and the
+        # small batches do not wait for threads that find no free core.
+        with repro.threads(1):
+            for _ in (bar := tqdm(range(epochs), desc="fit", disable=not progress)):
+                order = torch.randperm(len(x), generator=rng)
+                losses.append(_epoch(model, optimizer, x[order], y[order], batch_size))
+                bar.set_postfix(loss=f"{losses[-1]:.3f}")
     finally:
         model.to(dtype).eval()
     return losses

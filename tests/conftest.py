@@ -1,5 +1,7 @@
 """What every test file shares."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from qtorch_tutorial import repro
 @pytest.fixture(autouse=True)
 def _quiet():
     """The announced end of torch.ao is no news here; any other warning is an error."""
-    with repro.quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        repro.silence_deprecations()
         yield
 
 

@@ -1,6 +1,7 @@
 """convert: four laws over every form, with and without bias, in every nesting."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -20,9 +21,24 @@ QUANTIZED = pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: form.nam
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 NESTING = pytest.mark.parametrize("nesting", zoo.MODELS)
 
+# Root mean square of one rounding error over that of the values, for normal values:
+# they span about 7 standard deviations, cut into the 127 steps of a reduced range; the
+# weights of a row span about 4, cut into 255 steps.
+ACTIVATION = 7 / 127 / math.sqrt(12)
+WEIGHT = 4 / 255 / math.sqrt(12)
+
+# Linear layers that a value passes on its way, and grids that it is rounded to if they
+# are static: a run needs one for its input and one for each layer's output.
+DEEP = {"sequential": 3, "attribute": 2, "module-list": 2, "two-heads": 2, "twice": 3,
+        "nested": 2, "bare": 1}  # fmt: skip
+GRIDS = {"sequential": 4, "attribute": 4, "module-list": 4, "two-heads": 4, "twice": 6,
+         "nested": 4, "bare": 2}  # fmt: skip
+
 
 @pytest.fixture
-def x(rng):
+def x():
+    # Not the seed of the zoo: its layers' own rows among the inputs are outliers.
+    rng = repro.generator(1)
     return torch.randn(256, 12, dtype=torch.float64, generator=rng).float()
 
 
@@ -74,10 +90,14 @@ def test_the_output_stays_near_the_float_output(form, bias, nesting, x):
     made = form.make(model, x)
     with torch.no_grad():
         error = measure.relative_error(model.eval()(x), made(x))
-    # 7 bits for activations and 8 for weights, up to three layers: below 5 %.
-    bound = 0.0 if form is FLOAT else 0.05
-    assert error <= bound
-    assert (error > 0) == (form is not FLOAT)
+    # Rounding errors are independent, so their powers add up along the way through the
+    # model. 30 seeds stayed between 0.15 and 1.8 times the sum with a bias (it adds
+    # signal and no error), and between 0.4 and 1.8 times without.
+    layers = DEEP[nesting]
+    roundings = {FLOAT: 0, DYNAMIC: layers}.get(form, GRIDS[nesting])
+    weights = 0 if form is FLOAT else layers
+    expected = math.sqrt(roundings * ACTIVATION**2 + weights * WEIGHT**2)
+    assert (0.1 if bias else 0.3) * expected <= error <= 2 * expected
 
 
 @FORM
@@ -126,7 +146,8 @@ def test_fused_finds_the_neighbors_that_stand_in_a_sequential(nesting, x):
 def test_a_run_stays_in_integers_from_end_to_end(x):
     made = convert.to_static(zoo.make("sequential"), calibration=x)
     assert [type(m) for m in made] == [
-        nnq.Quantize, nnq.Linear, nn.ReLU, nnq.Linear, nn.ReLU, nnq.Linear, nnq.DeQuantize
+        nnq.Quantize, nnq.Linear, nn.ReLU, nnq.Linear, nn.ReLU, nnq.Linear,
+        nnq.DeQuantize,
     ]  # fmt: skip
     assert list(dict(made.named_children())) == [
         "0_quant", "0", "1", "2", "3", "4", "4_dequant"
@@ -188,7 +209,8 @@ def test_batches_calibrate_as_their_whole_does_for_min_and_max(x):
         weight=tq.default_weight_observer,
     )
     whole = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
-    parts = convert.to_static(zoo.make("bare"), calibration=x.split(50), qconfig=qconfig)
+    batches = x.split(50)
+    parts = convert.to_static(zoo.make("bare"), calibration=batches, qconfig=qconfig)
     assert torch.equal(whole(x), parts(x))
 
 
@@ -226,7 +248,11 @@ def test_a_subclass_of_linear_is_left_alone(x):
     [
         (lambda x: nn.ReLU(), ValueError, "has no nn.Linear layer"),
         (lambda x: "model", TypeError, "expected an nn.Module, got str"),
-        (lambda x: convert.to_dynamic(zoo.make("bare")), ValueError, "already quantized"),
+        (
+            lambda x: convert.to_dynamic(zoo.make("bare")),
+            ValueError,
+            "already quantized or prepared: it is",
+        ),
         (
             lambda x: convert.to_static(zoo.make("sequential"), calibration=x),
             ValueError,
@@ -282,11 +308,9 @@ def test_bad_calibration_is_refused(make, calibration, error, message):
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
 
-def test_an_engine_that_is_none_is_refused(x, monkeypatch):
-    monkeypatch.setattr(repro, "check_engine", lambda name: repro_error())
-    with pytest.raises(ValueError, match="not supported here"):
-        convert.to_static(zoo.make("bare"), calibration=x)
-
-
-def repro_error():
-    raise ValueError("quantized engine 'none' is not supported here; supported are ...")
+@pytest.mark.parametrize("make", [convert.to_static, convert.to_fused])
+def test_an_engine_that_this_build_lacks_is_refused(make, x, monkeypatch):
+    kind = type(torch.backends.quantized)
+    monkeypatch.setattr(kind, "supported_engines", ["none", "other"])
+    with pytest.raises(ValueError, match="not supported here; supported are other"):
+        make(zoo.make("bare"), calibration=x)

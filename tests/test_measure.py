@@ -1,8 +1,11 @@
 """measure: each number against a count or a formula written out by hand."""
 
 import io
+import itertools
 import math
 import statistics
+import subprocess
+import sys
 import time
 
 import pytest
@@ -77,6 +80,22 @@ def test_peak_bytes_forgets_what_was_freed():
     assert measure.peak_bytes(in_turns) == 4000
 
 
+def test_recording_leaves_out_the_first_call_and_logs_nothing():
+    # A process of its own: the profiler reads its log level once, at its first use.
+    program = """if True:
+        import torch
+        from qtorch_tutorial import measure
+        calls = iter([torch.neg, torch.relu])
+        record = measure.recorded(lambda: next(calls)(torch.ones(2, 2)))
+        print({e.name for e in record.events()} & {"aten::neg", "aten::relu"})
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert ran.stdout == "{'aten::relu'}\n"
+    assert ran.stderr == ""
+
+
 def test_errors_are_those_of_the_formulas(rng):
     x, y = torch.randn(50, generator=rng), torch.randn(50, generator=rng)
     signal = sum(v * v for v in x.tolist())
@@ -144,6 +163,8 @@ def test_every_candidate_runs_in_every_round_and_in_changing_order():
     rounds = [tuple(seen[i : i + 3]) for i in range(12, 72, 3)]
     assert all(sorted(r) == list(names) for r in rounds)
     assert len(set(rounds)) > 2
+    for one, other in itertools.combinations(names, 2):
+        assert sum(r.index(one) < r.index(other) for r in rounds) == 10
 
 
 def test_threads_and_garbage_collection_are_put_back():

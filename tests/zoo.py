@@ -1,5 +1,7 @@
 """Float models of every nesting, to be converted."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class Listed(nn.Module):
         super().__init__()
         sizes = (12, 16, 5)
         self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=bias) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(sizes)
         )
 
     def forward(self, x):

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 CHAPTERS = ROOT / "chapters"
 PROVENANCE = ROOT / "book" / "_static" / "provenance.json"
 
+LONGEST_MESSAGE = 240  # characters of an error that are stored
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -34,7 +36,10 @@ def main(names: list[str]) -> None:
     for path in (bar := tqdm(paths, unit="chapter")):
         bar.set_postfix_str(path.stem)
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=120, resources=_in_folder(path)).execute()
+        # A kernel may send one print in pieces; how many depends on the moment.
+        NotebookClient(
+            notebook, timeout=120, resources=_in_folder(path), coalesce_streams=True
+        ).execute()
         normalize(notebook)
         write(notebook, path)
     if not names:
@@ -97,16 +102,28 @@ def _normalize_output(output: NotebookNode, count: int | None) -> None:
     if output.output_type == "execute_result":
         output.execution_count = count
     if output.output_type == "error":
+        output.evalue = shortened(output.evalue)
         output.traceback = short_traceback(output.traceback)
 
 
 def short_traceback(frames: list[str]) -> list[str]:
     """Keep the frames of the notebook itself and the message, without colors."""
-    plain = [_ANSI.sub("", frame) for frame in frames]
-    own = [f for f in plain[:-1] if re.match(r"(Cell|Input) ?(In)?\s?\[", f)]
-    return [re.sub(r"(?m)^.*(site-packages|/lib/python).*$", "...", f) for f in own] + [
-        plain[-1]
-    ]
+    *plain, message = (_ANSI.sub("", frame) for frame in frames)
+    own = [frame for frame in plain if frame.startswith("Cell In[")]
+    return [*own, shortened(message)]
+
+
+def shortened(message: str) -> str:
+    """Cut a message that lists all backends of torch; the rest of it differs by build.
+
+    Examples
+    --------
+    >>> shortened("too large")
+    'too large'
+    """
+    if len(message) <= LONGEST_MESSAGE or message.endswith(" ..."):
+        return message
+    return message[:LONGEST_MESSAGE].rsplit(maxsplit=1)[0] + " ..."
 
 
 def record_provenance() -> None:
