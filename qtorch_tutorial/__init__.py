@@ -6,7 +6,7 @@ Import what you need from its modules; importing the package itself does nothing
 ``affine``     scale, zero point, quantize, dequantize, fake-quantize
 ``tale``       the claims of the tale; a sentence of the book becomes a check
 ``repro``      seeds, threads, engines, what machine this is
-``data``       real digits in the wheel; data with a known answer
+``data``       real digits in the wheel; Fashion-MNIST on request
 ``models``     the float network of the tale
 ``layers``     the linear modules in integers, bit for bit
 ``measure``    bytes, error, accuracy, time

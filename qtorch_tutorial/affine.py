@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 EPS = torch.finfo(torch.float32).eps
-"""The smallest scale, 2**-23, as in torch's observers: a constant needs no step."""
+"""The smallest scale, 2**-23, as in torch's observers; a constant needs no step."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ BATCHES = (1, 4, 16, 64, 256)
 """The whole grid of :func:`break_even`."""
 
 BLOCK_US = 500.0
-"""Length of a timed turn, microseconds; see :func:`measure.latency`."""
+"""Length of a timed turn, microseconds; see :func:`qtorch_tutorial.measure.latency`."""
 
 
 def compare(
@@ -43,7 +43,7 @@ def compare(
     batch : int
         Rows in a timed call, taken from ``test_x``.
     rounds : int
-        Rounds of :func:`measure.latency`.
+        Rounds of :func:`qtorch_tutorial.measure.latency`.
     progress : bool
         Show a bar.
 

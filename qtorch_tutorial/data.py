@@ -1,4 +1,4 @@
-"""Data to learn on: real digits that ship in the wheel, and data with a known answer.
+"""Data to learn on: real digits that ship in the wheel, and Fashion-MNIST on request.
 
 Nothing here needs the network but :func:`fashion_mnist`, which says so.
 """
@@ -78,42 +78,4 @@ def fashion_mnist(root: str, *, download: bool = False) -> Split:
     for train in (True, False):
         images = FashionMNIST(root, train=train, download=download)
         parts += [images.data.flatten(1).float() / 255, images.targets.long()]
-    return Split(*parts)
-
-
-def make_regression(
-    weight: Tensor, bias: Tensor, *, rows: int, noise: float, rng: torch.Generator
-) -> Split:
-    """Make ``y = x @ weight.T + bias + noise``, whose true answer is known.
-
-    Parameters
-    ----------
-    weight : float32 tensor, shape (out_features, in_features)
-    bias : float32 tensor, shape (out_features,)
-    rows : int
-        Rows in each of the two parts.
-    noise : float
-        Standard deviation of what is added to ``y``.
-    rng : torch.Generator
-
-    Returns
-    -------
-    Split
-        ``x`` is standard normal, shape (rows, in_features); ``y`` is float32, shape
-        (rows, out_features).
-
-    Examples
-    --------
-    >>> w, b = torch.eye(2), torch.tensor([1.0, 2.0])
-    >>> split = make_regression(w, b, rows=3, noise=0.0, rng=torch.Generator())
-    >>> torch.equal(split.test_y, split.test_x + b)
-    True
-    """
-    parts = []
-    for _ in range(2):
-        # float64 normals are computed the same way on every processor.
-        x = torch.randn(rows, weight.shape[1], dtype=torch.float64, generator=rng)
-        error = torch.randn(rows, len(bias), dtype=torch.float64, generator=rng)
-        x = x.float()
-        parts += [x, x @ weight.T + bias + noise * error.float()]
     return Split(*parts)

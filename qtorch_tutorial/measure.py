@@ -92,7 +92,11 @@ def recorded(fn: Callable[[], object], *, memory: bool = False) -> profile:
     # level at its first use in a process.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     fn()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=memory) as record:
+    # acc_events: without it torch 2.11 warns that another cycle would clear the events.
+    activities = [ProfilerActivity.CPU]
+    with profile(
+        activities=activities, profile_memory=memory, acc_events=True
+    ) as record:
         fn()
     return record
 

@@ -1,9 +1,9 @@
-"""data: real digits of the stated shape, and data whose true answer comes back."""
+"""data: real digits of the stated shape, and Fashion-MNIST as torchvision stores it."""
 
 import pytest
 import torch
 
-from qtorch_tutorial import data, repro
+from qtorch_tutorial import data
 
 
 def test_the_digits_are_balanced_and_in_range():
@@ -25,7 +25,7 @@ def test_no_digit_is_in_both_parts():
 
 
 def test_the_digits_look_like_digits():
-    # Nearest class mean, an oracle that knows nothing of this package: far above chance.
+    # Nearest class mean, an oracle that knows nothing of this package.
     split = data.digits()
     means = torch.stack([split.train_x[split.train_y == d].mean(0) for d in range(10)])
     nearest = torch.cdist(split.test_x, means).argmin(1)
@@ -34,26 +34,6 @@ def test_the_digits_look_like_digits():
 
 def test_the_digits_are_the_same_each_time():
     assert torch.equal(data.digits().train_x, data.digits().train_x)
-
-
-def test_a_known_truth_comes_back_by_least_squares(rng):
-    weight, bias = torch.randn(3, 5, generator=rng), torch.randn(3, generator=rng)
-    split = data.make_regression(weight, bias, rows=4000, noise=0.1, rng=rng)
-    ones = torch.ones(4000, 1)
-    found = torch.linalg.lstsq(torch.cat([split.train_x, ones], 1), split.train_y)
-    torch.testing.assert_close(found.solution[:5].T, weight, atol=0.02, rtol=0)
-    torch.testing.assert_close(found.solution[5], bias, atol=0.02, rtol=0)
-    noise = split.test_y - split.test_x @ weight.T - bias
-    assert 0.09 < noise.std() < 0.11
-
-
-def test_the_same_seed_makes_the_same_data():
-    def make():
-        return data.make_regression(
-            torch.eye(2), torch.zeros(2), rows=3, noise=1.0, rng=repro.generator(1)
-        )
-
-    assert all(torch.equal(a, b) for a, b in zip(make(), make(), strict=True))
 
 
 def test_fashion_mnist_that_is_not_there_is_not_fetched(tmp_path):

@@ -26,9 +26,16 @@ def test_the_engine_is_put_back_even_after_an_error():
         for e in torch.backends.quantized.supported_engines
         if e not in (before, "none")
     )
-    with pytest.raises(RuntimeError, match="inside"), repro.engine(other):
-        assert torch.backends.quantized.engine == other
-        raise RuntimeError("inside")
+    seen = []
+
+    def fail_inside():
+        with repro.engine(other):
+            seen.append(torch.backends.quantized.engine)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert seen == [other]
     assert torch.backends.quantized.engine == before
 
 
