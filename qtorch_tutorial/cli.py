@@ -219,7 +219,9 @@ def _made_by(path: str) -> object:
 
 def _print(table: pd.DataFrame) -> None:
     """Print one row per form."""
-    shown = Table(title="the lamps on trial", box=box.SIMPLE_HEAD)
+    # No lines and little padding: it fits 80 columns, where rich would cut numbers off.
+    shown = Table(title="the lamps on trial", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.collapse_padding = True
     columns = ("form", "size\nkB", "file\nkB", "right", "as\nfloat", "SQNR\ndB")
     for column in (*columns, "time\nµs", "time / float\n[95 % interval]"):
         side = "left" if column == "form" else "right"

@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -227,6 +228,18 @@ def test_the_tales_network_is_trained_compared_and_written(tmp_path):
         assert f"{int(row['size_bytes']) / 1000:.1f}" in printed
         assert f"{float(row['accuracy']):.1%}" in printed
         assert f"[{float(row['low']):.2f}, {float(row['high']):.2f}]" in printed
+
+
+def test_large_numbers_fit_80_columns_too(capsys):
+    row = {"size_bytes": 12_345_678, "file_bytes": 23_456_789, "accuracy": 0.9}
+    row |= {"agreement": 1.0, "sqnr_db": 44.4, "latency_us": 12_345.6}
+    row |= {"ratio": 12.34, "low": 10.2, "high": 15.5}
+    cli._print(pd.DataFrame([row], index=["dynamic"]))
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "dynamic" in s]
+    assert line.split() == [
+        *("dynamic", "12345.7", "23456.8", "90.0%", "100.0%", "44.4", "12345.6"),
+        *("12.34", "[10.20,", "15.50]"),
+    ]
 
 
 def test_a_model_of_ones_own_has_no_accuracy(tmp_path):
