@@ -74,25 +74,20 @@ def _examine() -> tuple[list[tuple[str, str]], dict[str, str]]:
             f"Engine {here.engine} needs it. If the processor has none, set "
             "torch.backends.quantized.engine = 'qnnpack' in each chapter."
         )
-    return [*rows, *_chapters(here, missing)], missing
+    return [*rows, ("chapters 04 to 09", _chapters(here, missing))], missing
 
 
 def _in_words(value: object) -> str:
     return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
-def _chapters(here: repro.Probe, missing: dict[str, str]) -> list[tuple[str, str]]:
-    """Say of the chapters whether they will show here what they show in the book."""
+def _chapters(here: repro.Probe, missing: dict[str, str]) -> str:
+    """Say whether the chapters will show here what they show in the book."""
     if missing:
-        quantized = "cannot run"
-    elif here.engine in ("x86", "fbgemm"):
-        quantized = "run as printed, but for times"
-    else:
-        quantized = f"run, with other digits than printed (engine {here.engine})"
-    return [
-        ("chapters 04, 05", "run as printed, but for times"),
-        ("chapters 06 to 09", quantized),
-    ]
+        return "cannot run"
+    if here.engine in ("x86", "fbgemm"):
+        return "run as printed, but for times"
+    return f"run, with other digits than printed (engine {here.engine})"
 
 
 @app.command()

@@ -216,6 +216,8 @@ def test_a_qtensor_survives_the_way_through_torch(signed, axis, rng):
     assert torch.equal(back.qparams.scale, ours.qparams.scale)
     assert torch.equal(back.qparams.zero_point, ours.qparams.zero_point)
     assert back.qparams.axis == ours.qparams.axis
+    ends = (back.qparams.qmin, back.qparams.qmax)
+    assert ends == (ours.qparams.qmin, ours.qparams.qmax)
     assert back.shape == (7, 5)
     assert torch.equal(back.dequantize(), ours.to_torch().dequantize())
 

@@ -12,7 +12,8 @@ def test_the_digits_are_balanced_and_in_range():
     assert split.test_x.shape == (1000, 784)
     assert split.train_y.bincount().tolist() == [400] * 10
     assert split.test_y.bincount().tolist() == [100] * 10
-    assert (split.train_x.min(), split.train_x.max()) == (0, 1)
+    for x in (split.train_x, split.test_x):
+        assert (x.min(), x.max()) == (0, 1)
     assert split.train_x.dtype == torch.float32
 
 

@@ -7,7 +7,7 @@ from torch.ao.nn.intrinsic import quantized as nniq
 from torch.ao.nn.quantized import dynamic as nnqd
 
 from qtorch_tutorial import repro
-from qtorch_tutorial.affine import QTensor, choose_qparams, quantize
+from qtorch_tutorial.affine import QParams, QTensor, choose_qparams, quantize
 from qtorch_tutorial.layers import (
     ENGINES,
     DynamicIntegerLinear,
@@ -89,16 +89,24 @@ def test_the_outputs_compared_are_more_than_a_million():
     assert combinations * OUTPUTS >= 1_000_000 or len(HERE) < 2
 
 
+def orders_of_rounding(acc, bias, step):
+    """Accumulator and bias in three orders that look alike on paper."""
+    divided = acc.float() + bias / step
+    multiplied = acc.float() + bias * (1.0 / step)
+    at_once = (acc.double() + bias.double() * (1.0 / step).double()).float()
+    return {"divided": divided, "multiplied": multiplied, "at once": at_once}
+
+
 @pytest.mark.skipif("fbgemm" not in HERE, reason="this build has no FBGEMM")
-def test_fbgemm_rounds_a_product_and_its_sum_once():
-    # The last digit of a large accumulator decides: about 1 output in 500,000 differs
-    # between the three orders of rounding that look alike on paper.
+@pytest.mark.parametrize(("axis", "kernel"), [(None, "at once"), (0, "divided")])
+def test_fbgemm_rounds_the_bias_in_this_order_and_no_other(axis, kernel):
+    # The last digit of a large accumulator decides: about 1 output in 500,000 differs.
     rng = repro.generator(0)
     weight = torch.rand(1000, 300, generator=rng)
-    x = torch.rand(2000, 300, generator=rng)
+    x = torch.rand(4000, 300, generator=rng)
     bias = torch.rand(1000, generator=rng) * 150
     with repro.engine("fbgemm"):
-        module = pack(nnq.Linear(300, 1000), weight, bias, None)
+        module = pack(nnq.Linear(300, 1000), weight, bias, axis)
         grid = choose_qparams(x @ weight.T + bias)
         module.scale, module.zero_point = grid.scale.item(), int(grid.zero_point)
         x_q = quantize(x, choose_qparams(x, reduce_range=True))
@@ -106,11 +114,27 @@ def test_fbgemm_rounds_a_product_and_its_sum_once():
         layer = IntegerLinear.from_torch(module)
     assert torch.equal(layer(x_q).q, theirs)
     step = x_q.qparams.scale * layer.weight.qparams.scale
-    for on_paper in (bias / step, bias * (1.0 / step)):
-        total = layer.accumulate(x_q).float() + on_paper
+    totals = orders_of_rounding(layer.accumulate(x_q), bias, step)
+    for order, total in totals.items():
         q = torch.round(total * (step / grid.scale)) + grid.zero_point
-        different = q.clamp(0, 255).ne(theirs).sum()
-        assert 0 < different < 100
+        different = int(q.clamp(0, 255).ne(theirs).sum())
+        assert different == 0 if order == kernel else 0 < different < 100
+
+
+def test_a_sum_of_many_products_is_exact(rng):
+    # 3,000 products reach 2**26, where float32 holds every fourth integer only.
+    weight = torch.randint(100, 128, (4, 3000), generator=rng)
+    x = torch.randint(200, 256, (5, 3000), generator=rng)
+    zero = torch.tensor(0, dtype=torch.int32)
+    layer = IntegerLinear(
+        QTensor(weight.to(torch.int8), QParams(torch.tensor(0.1), zero, -128, 127)),
+        None,
+        "x86",
+        QParams(torch.tensor(1.0), zero, 0, 255),
+    )
+    x_q = QTensor(x.to(torch.uint8), QParams(torch.tensor(0.1), zero, 0, 255))
+    assert layer.accumulate(x_q).max() > 2**25
+    assert torch.equal(layer.accumulate(x_q), (x @ weight.T).int())  # int64
 
 
 @pytest.mark.skipif("qnnpack" not in HERE, reason="this build has no QNNPACK")

@@ -142,6 +142,41 @@ def test_a_longer_call_is_slower_and_a_shorter_one_faster():
     assert table["long"].low <= table["long"].ratio <= table["long"].high
 
 
+def test_times_are_exactly_those_of_the_clock(monkeypatch):
+    # A clock that only the callables move: 20 and 60 microseconds a call.
+    now = [0]
+    monkeypatch.setattr(measure.time, "perf_counter_ns", lambda: now[0])
+    calls = {"short": 0, "long": 0}
+
+    def take(name, microseconds):
+        calls[name] += 1
+        now[0] += 1000 * microseconds
+
+    table = measure.latency(
+        {"short": lambda: take("short", 20), "long": lambda: take("long", 60)},
+        rounds=10,
+        block_us=600,
+    )
+    short, long = table["short"], table["long"]
+    assert (short.median_us, short.spread_us) == (20, 0)
+    assert (long.median_us, long.spread_us) == (60, 0)
+    assert (long.low, long.ratio, long.high) == (3, 3, 3)
+    # 1 call to warm up and 3 to see how long it takes, then 10 blocks of 600.
+    assert calls == {"short": 4 + 10 * 30, "long": 4 + 10 * 10}
+
+
+def test_the_interval_is_that_of_the_order_statistics():
+    times = [float((7 * n) % 27) for n in range(27)]
+    summary = measure._summary(times, [1.0] * 27)
+    assert (summary.low, summary.ratio, summary.high) == (7, 13, 19)
+
+
+def test_no_gradient_is_recorded_while_it_is_timed():
+    seen = []
+    measure.latency({"a": lambda: seen.append(torch.is_grad_enabled())}, rounds=6)
+    assert not any(seen)
+
+
 def test_the_first_is_compared_with_itself():
     first = measure.latency({"only": lambda: None}, rounds=6)["only"]
     assert (first.ratio, first.low, first.high) == (1, 1, 1)

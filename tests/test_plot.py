@@ -102,6 +102,15 @@ def test_the_trial_has_three_panels():
     plt.close(fig)
 
 
+def test_a_trial_without_an_accuracy_draws_the_agreement():
+    fig, axes = plot.figure(3)
+    rows = {"accuracy": float("nan"), "agreement": 0.75, "size_bytes": 1, "ratio": 1}
+    plot.trial(axes, pd.DataFrame(rows | {"latency_us": 7.0}, index=["float"]))
+    assert axes[0].patches[0].get_width() == 75
+    assert axes[0].get_title() == "answers as float's"
+    plt.close(fig)
+
+
 def test_the_map_writes_the_ratio_or_an_equals_sign(ax):
     grid = pd.DataFrame(
         {

@@ -65,6 +65,18 @@ def test_the_losses_are_those_of_a_loop_written_out(rng):
     )
 
 
+def test_every_epoch_sees_each_row_once_in_an_order_of_its_own(rng):
+    x = torch.arange(20.0)[:, None]
+    model, seen = nn.Linear(1, 2), []
+    model.register_forward_hook(lambda _, inputs, __: seen.extend(inputs[0][:, 0]))
+    split = data.Split(x, torch.arange(20) % 2, x, torch.arange(20) % 2)
+    train.fit(model, split, epochs=2, lr=0.01, rng=rng, batch_size=8, progress=False)
+    first, second = seen[:20], seen[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert first != list(range(20))
+
+
 def test_the_bar_is_shown_on_request(capsys):
     fitted(epochs=1, progress=True)
     assert "loss=" in capsys.readouterr().err

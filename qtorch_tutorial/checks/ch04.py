@@ -13,7 +13,12 @@ FORMS = ("float", "static", "dynamic", "fused")
 
 def ex1(answer: Callable[[dict[str, bool]], str]) -> None:
     """Check exercise 4.1: the verdict that follows from cases."""
-    plain = {(True,): "upheld", (True, True): "upheld", (False, False): "overturned"}
+    plain = {
+        (True,): "upheld",
+        (False,): "overturned",
+        (True, True): "upheld",
+        (False, False): "overturned",
+    }
     for values, expected in plain.items():
         given = answer_of(answer, _cases(*values))
         if given != expected:

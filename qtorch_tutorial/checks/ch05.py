@@ -67,8 +67,8 @@ class _OnlySums(TorchFunctionMode):
     """Refuse what exercise 5.2 does not allow."""
 
     FORBIDDEN = re.compile(
-        r"_*r?(matmul|mm|bmm|mv|dot|vdot|inner|addmm|addmv|addbmm|baddbmm|multi_dot|"
-        r"chain_matmul|einsum|tensordot|linear|bilinear|grad|backward)_*"
+        r"_*r?(?:linalg_)?(matmul|mm|bmm|mv|dot|vdot|vecdot|inner|addmm|addmv|"
+        r"addbmm|baddbmm|multi_dot|chain_matmul|einsum|tensordot|linear|bilinear|grad|backward)_*"
     )
 
     def __torch_function__(
@@ -136,7 +136,8 @@ def _compare(name: str, mine: object, truth: Tensor, *, b: Tensor, batch: int) -
 
 
 # Seed of a network, and the share: chosen so that every mistake below shows somewhere.
-_BITS_CASES = ((8, 0.75), (0, 0.95), (4, 0.9), (12, 0.97), (5, 1.0), (3, 1.0))
+# 190 of 200 rows agree in the second: not 0.95, which a float32 mean would just miss.
+_BITS_CASES = ((8, 0.75), (0, 0.94), (4, 0.9), (12, 0.97), (5, 1.0), (3, 1.0))
 
 _BITS_MISTAKES = {
     "each row has a grid of its own: axis=0": {"per_row": False},
@@ -235,5 +236,7 @@ def _check_that_none_is_32(answer: object) -> None:
         bits = answer_of(answer, layer, torch.ones(1, 2), 1.0)
     except Wrong as error:
         raise Wrong("return 32, not None, when 8 bits are not enough") from error
+    if bits == 2:
+        raise Wrong("the model may itself be one nn.Linear: round its weight too")
     if bits != 32:
         raise Wrong(f"return 32, not {bits}, when 8 bits are not enough")

@@ -69,10 +69,10 @@ def ex2(answer: object) -> None:
         ("clamp at 0, not at the zero point", up, -one, none, 1, half, 1, 80),
         ("clamp at 255 before the cast", up, 10 * one, none, 1, half, 1, 0),
         (
-            "the bias is a float: divide it by s_x * s_w",
+            "the bias is a float: divide it by s_x * s_w, and do not round that",
             up,
             one,
-            1 + none,
+            1.25 + none,
             1,
             half,
             1,

@@ -106,9 +106,11 @@ def ex3(answer: object) -> None:
     """Check exercise 7.3: good rows untouched, wild rows within the bound."""
     rng = repro.generator(703)
     for size in (1.0, 200.0):
-        good = size * (2 * torch.rand(16, 20, generator=rng) - 1)
+        good = 2 * torch.rand(16, 20, generator=rng) - 1
+        good *= size * good.abs()  # most values are far below the reach of their row
         good[:, 0] = size * torch.linspace(0.8, 1.2, 16)
-        for factors in ((), (50.0,), (-1e6,), (1e3, -1e4, 1e5, 1e6, 1e7)):
+        many = (1e3, -1e4, 1e5, 1e6, 1e7, -1e3, 1e4)
+        for factors in ((), (50.0,), (-1e6,), many):
             x = good.clone()
             for row, factor in enumerate(factors):
                 x[row, 3] = factor * size
@@ -148,15 +150,17 @@ def ex4(answer: object) -> None:
     seen = torch.rand(200, 30, generator=rng)
     usual = torch.rand(32, 30, generator=rng)
     usual[0, 0] = seen.max()
-    wild, wilder = usual.clone(), 0.1 * usual
+    wild, wilder, faint = usual.clone(), 0.1 * usual, 0.1 * usual
     wild[5] *= 40
     wilder[5, 0] = 0.5
+    faint[:, 10:] = 0  # so that the median of all values is an error of 0
     cases = {
         "8 times the calibrated range": (8 * usual, "dynamic"),
-        "a tenth of the calibrated range": (0.1 * usual, "dynamic"),
+        "a tenth of the calibrated range": (faint, "dynamic"),
         "the calibrated range, where the grids are equal": (usual, "static"),
         "one wild row among usual ones": (wild, "static"),
         "a tenth of the range, with one row that is larger": (wilder, "dynamic"),
+        "1.5 times the calibrated range": (1.5 * usual, "static"),
     }
     for case, (batch, right) in cases.items():
         got = answer_of(answer, seen, batch)
@@ -174,4 +178,6 @@ _WHY = {
     "static grid clamps of the wild one",
     "a tenth of the range, with one row that is larger": "even stretched by that row "
     "the dynamic steps are the smaller ones",
+    "1.5 times the calibrated range": "with a reduced range the integers 128 to 255 "
+    "are free: the static grid clamps nothing, and its steps are the smaller ones",
 }

@@ -43,6 +43,12 @@ def verdict_misspelled(cases):
     return "depends" if any(cases.values()) else "overturned"
 
 
+def verdict_of_one_failure(cases):
+    if cases and len(cases) == 1 and not all(cases.values()):
+        return "it depends"
+    return right_verdict(cases)
+
+
 def verdict_of_nothing(cases):
     if all(cases.values()):  # true of no case at all
         return "upheld"
@@ -199,6 +205,10 @@ ANSWERS = {
             ),
             "upside down": (verdict_upside_down, "are 'upheld', you said 'overturned'"),
             "misspelled": (verdict_misspelled, "spelled 'it depends'"),
+            "one failure depends": (
+                verdict_of_one_failure,
+                "cases [False] are 'overturned'",
+            ),
             "no case is upheld": (verdict_of_nothing, "must raise a ValueError"),
         },
     },

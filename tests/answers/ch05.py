@@ -62,6 +62,10 @@ def matrix_product(x, w, b, g):
     return x @ w.T + b, g @ w, g.T @ x, g.sum(0)
 
 
+def linalg_product(x, w, b, g):
+    return torch.linalg.matmul(x, w.T) + b, *right_linear(x, w, b, g)[1:]
+
+
 def linear_and_autograd(x, w, b, g):
     leaves = [t.requires_grad_() for t in (x, w, b)]
     y = (x[:, None] * w).sum(2) + b
@@ -175,6 +179,21 @@ def outer_layers_only(model, x, share):
     return 32
 
 
+def children_only(model, x, share):
+    def round_below(module, bits):
+        for child in module.children():
+            if isinstance(child, nn.Linear):
+                round_(child.weight, bits)
+            round_below(child, bits)
+
+    for bits in range(2, 9):
+        rounded = copy.deepcopy(model)
+        round_below(rounded, bits)
+        if agreement(model, rounded, x) >= share:
+            return bits
+    return 32
+
+
 def first_linear_only(model, x, share):
     for bits in range(2, 9):
         rounded = copy.deepcopy(model)
@@ -225,6 +244,7 @@ ANSWERS = {
         "right": right_linear,
         "wrong": {
             "matrix product": (matrix_product, "matmul is not allowed"),
+            "linalg": (linalg_product, "matmul is not allowed"),
             "autograd": (linear_and_autograd, "grad is not allowed"),
             "no bias": (no_bias, "y lacks the bias"),
             "weight gradient transposed": (weight_gradient_transposed, "g comes first"),
@@ -244,6 +264,7 @@ ANSWERS = {
             "strictly more": (strictly_more, "compare with >="),
             "from the top": (from_the_top, "the smallest number of bits"),
             "outer layers only": (outer_layers_only, "one inside another module"),
+            "children only": (children_only, "may itself be one nn.Linear"),
             "first linear only": (first_linear_only, "not only the first"),
             "biases too": (every_parameter, "the biases stay as they are"),
             "the share": (share_kept, "an int, not a float"),

@@ -82,6 +82,11 @@ def raw_bias(acc, bias, s_x, s_w, s_y, z_y):
     return torch.clamp(value.round() + z_y, 0, 255).to(torch.uint8)
 
 
+def integer_bias(acc, bias, s_x, s_w, s_y, z_y):
+    value = (acc + torch.round(bias / (s_x * s_w))) * (s_x * s_w / s_y)
+    return torch.clamp(value.round() + z_y, 0, 255).to(torch.uint8)
+
+
 def one_scale(acc, bias, s_x, s_w, s_y, z_y):
     return right_requantize(acc, bias, s_x, s_w.max(), s_y, z_y)
 
@@ -174,6 +179,7 @@ ANSWERS = {
             "clamps at the zero point": (hidden_relu, "not at the zero point"),
             "wraps around": (wraps_around, "before the cast"),
             "bias on the wrong scale": (raw_bias, "bias is a float"),
+            "bias rounded, as in QNNPACK": (integer_bias, "do not round that"),
             "one scale for all rows": (one_scale, "its own s_w"),
             "floats returned": (left_float, "uint8"),
         },

@@ -117,6 +117,16 @@ def quantile(x):
     return x.clamp(-bound, bound)
 
 
+def median_of_all(x):
+    bound = 3 * x.abs().median()
+    return x.clamp(-bound, bound)
+
+
+def higher_quantile(x):
+    bound = 3 * x.abs().amax(dim=1).quantile(0.6)
+    return x.clamp(-bound, bound)
+
+
 def rows_dropped(x):
     reach = x.abs().amax(dim=1)
     return x[reach <= 3 * reach.median()]
@@ -150,6 +160,27 @@ def smaller_step(seen, batch):
 def tie_to_dynamic(seen, batch):
     dynamic, static = row_errors(batch, batch), row_errors(batch, seen)
     return "dynamic" if dynamic.median() <= static.median() else "static"
+
+
+def median_of_all_errors(seen, batch):
+    dynamic, static = (
+        (on_full_grid(batch, fitted, steps=127) - batch).abs().median()
+        for fitted in (batch, seen)
+    )
+    return "dynamic" if dynamic < static else "static"
+
+
+def full_grids(seen, batch):
+    dynamic, static = (
+        (on_full_grid(batch, fitted, steps=255) - batch).norm(dim=1).median()
+        for fitted in (batch, seen)
+    )
+    return "dynamic" if dynamic < static else "static"
+
+
+def on_full_grid(x, fitted_to, steps):
+    scale = fitted_to.max() / steps  # the least value of these data is about 0
+    return (x / scale).round().clamp(0, 255) * scale
 
 
 def fears_every_outlier(seen, batch):
@@ -202,6 +233,8 @@ ANSWERS = {
             "one side only": (one_sided, "clip both sides"),
             "in place": (in_place, "you change x itself"),
             "a quantile of all values": (quantile, "in a clean batch you change"),
+            "median of all values": (median_of_all, "in a clean batch you change"),
+            "a higher quantile": (higher_quantile, "in a batch with 7 of 16 rows"),
             "wild rows dropped": (rows_dropped, "of the shape of x"),
         },
     },
@@ -212,6 +245,8 @@ ANSWERS = {
             "smaller step wins": (smaller_step, "clamps most values"),
             "tie to dynamic": (tie_to_dynamic, "a tie goes to static"),
             "every outlier to static": (fears_every_outlier, "stretched by that row"),
+            "median of all errors": (median_of_all_errors, "ten times too large"),
+            "full range": (full_grids, "128 to 255 are free"),
             "always dynamic": (always_dynamic, "a tie goes to static"),
             "a bool": (the_module, 'return "static" or "dynamic"'),
         },
