@@ -111,7 +111,7 @@ _ALL = (
         "The dynamic module takes more memory than the static one.",
         7,
         DEPENDS,
-        "A few bytes less in memory and on disk, but its activations stay float32 "
+        "Less in memory and on disk, but its activations stay float32 "
         "and a call peaks higher.",
     ),
     Claim(
