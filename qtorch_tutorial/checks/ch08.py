@@ -141,8 +141,9 @@ def ex3(answer: object) -> None:
         given = answer_of(answer, list(children))
         if not isinstance(given, list):
             raise Wrong(f"return a list of pairs, not {type(given).__name__}")
-        if not all(isinstance(pair, list | tuple) for pair in given):
-            raise Wrong(f"each pair is a list of two names, not {given[0]!r}")
+        for pair in given:
+            if not isinstance(pair, list | tuple):
+                raise Wrong(f"each pair is a list of two names, not {pair!r}")
         if [list(pair) for pair in given] != right:
             names = ", ".join(f"{n}: {type(m).__name__}" for n, m in children)
             raise Wrong(f"{lesson}: of [{names}] fuse {right}, not {given}")

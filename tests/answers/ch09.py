@@ -152,6 +152,21 @@ def both(table, max_bytes, max_loss):
     return small(table, max_bytes, max_loss) & near(table, max_bytes, max_loss)
 
 
+def near_the_best(table, max_bytes, max_loss):
+    most = table.accuracy.max()
+    return (table.accuracy >= most - max_loss) & small(table, max_bytes, max_loss)
+
+
+def near_the_first(table, max_bytes, max_loss):
+    first = table.accuracy.iloc[0]
+    return (table.accuracy >= first - max_loss) & small(table, max_bytes, max_loss)
+
+
+def near_both_ways(table, max_bytes, max_loss):
+    apart = (table.accuracy - table.accuracy["float"]).abs()
+    return (apart <= max_loss) & small(table, max_bytes, max_loss)
+
+
 def strictly_near(table, max_bytes, max_loss):
     return (table.accuracy > table.accuracy["float"] - max_loss) & (
         table.size_bytes <= max_bytes
@@ -227,7 +242,9 @@ ANSWERS = {
             "bytes ignored": (pick_by(near), "more than max_bytes"),
             "loss ignored": (pick_by(small), "more than max_loss"),
             "loss excluded": (pick_by(strictly_near), "exactly max_loss is allowed"),
-            "bytes excluded": (pick_by(strictly_small), "exactly max_bytes is allowed"),
+            "bytes excluded": (pick_by(strictly_small), "exactly max_bytes is allowed"),            "near the best form": (pick_by(near_the_best), "float is the yardstick"),
+            "near the first row": (pick_by(near_the_first), "not 'static'"),
+            "a gain refused": (pick_by(near_both_ways), "is no loss"),
             "a word for none": (pick_or_none, "raise a ValueError"),
             "the row": (pick_the_row, "the name of a form"),
         },
