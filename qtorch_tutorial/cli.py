@@ -109,7 +109,7 @@ def trial(
         Path | None, typer.Option("--out", help="write CSV, JSON and PNG here")
     ] = None,
     with_map: Annotated[
-        bool, typer.Option("--map", help="add the break-even map (a minute)")
+        bool, typer.Option("--map", help="add the break-even map (under a minute)")
     ] = False,
 ) -> None:
     """Compare all forms of the tale's network, or of your own model.

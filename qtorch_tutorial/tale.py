@@ -127,8 +127,8 @@ _ALL = (
         "LinearReLU is fast.",
         8,
         UPHELD,
-        "One operator where there were two; at no shape tried slower than the pair, "
-        "beyond noise.",
+        "One operator where there were two; at no shape tried slower than the pair "
+        "by a tenth, beyond noise.",
     ),
     Claim(
         "T12",
@@ -151,7 +151,7 @@ _ALL = (
         "nn.quantized.Linear is the best balance of memory and time.",
         9,
         DEPENDS,
-        "Faster than float at 2048 wide, with half of dynamic's activations; not at 64 "
+        "Faster than float at 2048 wide, with half of dynamic's peak; not at 64 "
         "wide, not with engine qnnpack, and never better than fused before a ReLU.",
     ),
     Claim("T15", "quantize_dynamic quantizes weights and activations.", 10),

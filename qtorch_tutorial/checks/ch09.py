@@ -125,14 +125,14 @@ def ex4(pick: Callable) -> None:
         (100, 1.0, "dynamic", "a size of exactly max_bytes is allowed"),
     )
     _picks(pick, table, cases)
-    # Another form may be more accurate than float, and float need not stand first.
-    table.loc["fused", "accuracy"] = 1.0
-    turned = table.loc[["static", "fused", "dynamic", "float"]]
-    yardstick = "float is the yardstick, not the most accurate form or the first row"
-    gained = "to be more accurate than float is no loss"
+    # Float need not stand first, and another form may be more accurate.
+    turned = table.loc[["static", "fused", "dynamic", "float"]].copy()
+    named = "the yardstick is the row named float, wherever it stands"
+    _picks(pick, turned, ((500, 0.0625, "float", named),))
+    turned.loc["fused", "accuracy"] = 1.0
     cases = (
-        (110, 0.125, "dynamic", yardstick),
-        (500, 0.0625, "fused", gained),
+        (110, 0.125, "dynamic", "float is the yardstick, not the most accurate form"),
+        (500, 0.0625, "fused", "to be more accurate than float is no loss"),
     )
     _picks(pick, turned, cases)
     _refuses(pick, table, max_bytes=99, max_loss=1.0)
