@@ -16,8 +16,8 @@ book: $(READY)  ## build the HTML book and print its path
 
 test: $(READY)  ## lint, unit tests, doctests, every cell of every chapter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(PYTEST) --doctest-modules --cov --cov-report= qtorch_tutorial tests
-	$(NBVAL) --cov --cov-append --cov-report=term --cov-fail-under=95
+	$(PYTEST) --doctest-modules --cov=qtorch_tutorial --cov-report= qtorch_tutorial tests
+	$(NBVAL) --cov=qtorch_tutorial --cov-append --cov-report=term --cov-fail-under=95
 
 chapters: $(READY)  ## every cell of every chapter: run it, compare what it shows
 	$(NBVAL)
