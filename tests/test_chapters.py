@@ -301,7 +301,7 @@ def exercises_are_text_stub_check_solution(notebook):
             faults.append(f"{name} is not checked by a line check(id, answer)")
         if f"{name}: not yet" not in printed(check):
             faults.append(f"the untouched stub of {name} is not refused")
-        strict = rf'(?s)# ?@title Solution\n.*\ncheck\("{name}", \w+, strict=True\)'
+        strict = rf'(?s)# @title Solution\n.*\ncheck\("{name}", \w+, strict=True\)'
         if not re.fullmatch(strict, solution.source):
             faults.append(f"the solution of {name} is not proved by a strict check")
         form = solution.metadata.get("cellView") == "form"
