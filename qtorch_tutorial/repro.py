@@ -84,12 +84,17 @@ def engine(name: str) -> Iterator[None]:
 
 def check_engine(name: str) -> None:
     """Raise a ValueError unless this build of torch has the quantized engine."""
-    supported = [e for e in torch.backends.quantized.supported_engines if e != "none"]
+    supported = _engines()
     if name not in supported:
         raise ValueError(
             f"quantized engine {name!r} is not supported here; "
             f"supported are {', '.join(supported) or 'none at all'}"
         )
+
+
+def _engines() -> tuple[str, ...]:
+    """Engines of this build of torch, without the placeholder "none"."""
+    return tuple(e for e in torch.backends.quantized.supported_engines if e != "none")
 
 
 @contextmanager
@@ -153,9 +158,7 @@ def probe() -> Probe:
         platform=f"{platform.system()} {platform.machine()}",
         cpu=_capabilities().get("cpu_name") or platform.processor() or "unknown",
         instructions=_instructions(),
-        engines=tuple(
-            e for e in torch.backends.quantized.supported_engines if e != "none"
-        ),
+        engines=_engines(),
         engine=torch.backends.quantized.engine,
         threads=torch.get_num_threads(),
     )

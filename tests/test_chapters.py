@@ -39,9 +39,8 @@ def tags(cell):
     return cell.metadata.get("tags", [])
 
 
-def code_cells(notebook, *, tag=None):
-    cells = [c for c in notebook.cells if c.cell_type == "code"]
-    return [c for c in cells if tag is None or tag in tags(c)]
+def code_cells(notebook):
+    return [c for c in notebook.cells if c.cell_type == "code"]
 
 
 def prose(notebook):

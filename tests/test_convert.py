@@ -19,6 +19,10 @@ from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC
 FORM = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 QUANTIZED = pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: form.name)
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+MIN_MAX = tq.QConfig(
+    activation=tq.MinMaxObserver.with_args(dtype=torch.quint8),
+    weight=tq.default_weight_observer,
+)
 NESTING = pytest.mark.parametrize("nesting", zoo.MODELS)
 
 # Root mean square of one rounding error over that of the values, for normal values:
@@ -177,11 +181,7 @@ def test_dynamic_is_torchs_own_and_takes_its_qconfig(x):
 
 
 def test_static_takes_a_qconfig(x):
-    qconfig = tq.QConfig(
-        activation=tq.MinMaxObserver.with_args(dtype=torch.quint8),
-        weight=tq.default_weight_observer,
-    )
-    made = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+    made = convert.to_static(zoo.make("bare"), calibration=x, qconfig=MIN_MAX)
     assert made[1].weight().qscheme() == torch.per_tensor_affine
     span = x.max() - x.min()
     assert made[0].scale.item() == pytest.approx(span.item() / 255, rel=1e-5)
@@ -204,13 +204,9 @@ def test_the_engine_in_use_packs_the_weight(x):
 
 
 def test_batches_calibrate_as_their_whole_does_for_min_and_max(x):
-    qconfig = tq.QConfig(
-        activation=tq.MinMaxObserver.with_args(dtype=torch.quint8),
-        weight=tq.default_weight_observer,
-    )
-    whole = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+    whole = convert.to_static(zoo.make("bare"), calibration=x, qconfig=MIN_MAX)
     batches = x.split(50)
-    parts = convert.to_static(zoo.make("bare"), calibration=batches, qconfig=qconfig)
+    parts = convert.to_static(zoo.make("bare"), calibration=batches, qconfig=MIN_MAX)
     assert torch.equal(whole(x), parts(x))
 
 

@@ -36,9 +36,11 @@ def main(names: list[str]) -> None:
     for path in (bar := tqdm(paths, unit="chapter")):
         bar.set_postfix_str(path.stem)
         notebook = nbformat.read(path, as_version=4)
-        # A kernel may send one print in pieces; how many depends on the moment.
         NotebookClient(
-            notebook, timeout=120, resources=_in_folder(path), coalesce_streams=True
+            notebook,
+            timeout=120,
+            resources={"metadata": {"path": str(path.parent)}},  # as a reader's starts
+            coalesce_streams=True,  # a kernel may send one print in pieces
         ).execute()
         normalize(notebook)
         write(notebook, path)
@@ -46,14 +48,14 @@ def main(names: list[str]) -> None:
         record_provenance()
 
 
-def _in_folder(path: Path) -> dict:
-    """Let the kernel start where a reader's would: in the notebook's folder."""
-    return {"metadata": {"path": str(path.parent)}}
+def as_text(notebook: NotebookNode) -> str:
+    """Give the text of a notebook's file as git likes it: a newline at the end."""
+    return nbformat.writes(notebook) + "\n"
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook as git likes it: one key a line, a newline at the end."""
-    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    """Write a notebook to its file."""
+    path.write_text(as_text(notebook), encoding="utf-8")
 
 
 def normalize(notebook: NotebookNode) -> None:
@@ -128,7 +130,7 @@ def shortened(message: str) -> str:
 
 def record_provenance() -> None:
     """Write what machine and what versions made the stored outputs."""
-    from qtorch_tutorial import repro
+    from qtorch_tutorial import repro  # late: torch takes seconds to load
 
     facts = {"date": date.today().isoformat()} | asdict(repro.probe())
     PROVENANCE.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

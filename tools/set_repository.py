@@ -118,7 +118,7 @@ def normalized(text: str) -> str:
     """Give a notebook the digest and the cell ids that belong to its new code."""
     notebook = nbformat.reads(text, as_version=4)
     refresh.normalize(notebook)
-    return nbformat.writes(notebook) + "\n"
+    return refresh.as_text(notebook)
 
 
 def write_all(texts: dict[Path, str]) -> None:

@@ -123,11 +123,15 @@ def round_(weight, bits, axis=0):
     weight.copy_(fake_quantize(weight, grid))
 
 
-def rounded_copy(model, bits, axis=0):
-    rounded = copy.deepcopy(model)
-    for module in rounded.modules():
+def round_linears(model, bits, axis=0):
+    for module in model.modules():
         if type(module) is nn.Linear:
             round_(module.weight, bits, axis)
+
+
+def rounded_copy(model, bits):
+    rounded = copy.deepcopy(model)
+    round_linears(rounded, bits)
     return rounded
 
 
@@ -139,19 +143,27 @@ def right_bits(model, x, share):
 def rounds_the_model_itself(model, x, share):
     answers = model(x).argmax(1)
     for bits in range(2, 9):
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                round_(module.weight, bits)
+        round_linears(model, bits)
         if (model(x).argmax(1) == answers).float().mean() >= share:
             return bits
     return 32
 
 
-def one_grid_for_all(model, x, share):
+def fewest_bits(model, x, share, round_all):
+    """The search itself; ``round_all(copy, bits)`` holds the mistake."""
     for bits in range(2, 9):
-        if agreement(model, rounded_copy(model, bits, axis=None), x) >= share:
+        rounded = copy.deepcopy(model)
+        round_all(rounded, bits)
+        if agreement(model, rounded, x) >= share:
             return bits
     return 32
+
+
+def one_grid_for_all(model, x, share):
+    def round_all(rounded, bits):
+        round_linears(rounded, bits, axis=None)
+
+    return fewest_bits(model, x, share, round_all)
 
 
 def strictly_more(model, x, share):
@@ -169,14 +181,12 @@ def from_the_top(model, x, share):
 
 
 def outer_layers_only(model, x, share):
-    for bits in range(2, 9):
-        rounded = copy.deepcopy(model)
+    def round_all(rounded, bits):
         for module in rounded.children():
             if isinstance(module, nn.Linear):
                 round_(module.weight, bits)
-        if agreement(model, rounded, x) >= share:
-            return bits
-    return 32
+
+    return fewest_bits(model, x, share, round_all)
 
 
 def children_only(model, x, share):
@@ -186,31 +196,22 @@ def children_only(model, x, share):
                 round_(child.weight, bits)
             round_below(child, bits)
 
-    for bits in range(2, 9):
-        rounded = copy.deepcopy(model)
-        round_below(rounded, bits)
-        if agreement(model, rounded, x) >= share:
-            return bits
-    return 32
+    return fewest_bits(model, x, share, round_below)
 
 
 def first_linear_only(model, x, share):
-    for bits in range(2, 9):
-        rounded = copy.deepcopy(model)
+    def round_all(rounded, bits):
         round_(rounded[0].weight, bits)
-        if agreement(model, rounded, x) >= share:
-            return bits
-    return 32
+
+    return fewest_bits(model, x, share, round_all)
 
 
 def every_parameter(model, x, share):
-    for bits in range(2, 9):
-        rounded = copy.deepcopy(model)
+    def round_all(rounded, bits):
         for parameter in rounded.parameters():
             round_(parameter, bits)
-        if agreement(model, rounded, x) >= share:
-            return bits
-    return 32
+
+    return fewest_bits(model, x, share, round_all)
 
 
 def share_kept(model, x, share):
