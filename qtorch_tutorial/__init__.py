@@ -13,6 +13,7 @@ Import what you need from its modules; importing the package itself does nothing
 ``train``      one training loop
 ``convert``    a float model in, a new quantized model out
 ``compare``    all forms side by side; the break-even grid
+``search``     the best settings: bytes against error
 ``plot``       figures
 ``checks``     the checks of the exercises
 ``cli``        ``qtorch doctor`` and ``qtorch trial``

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +24,7 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -91,7 +93,7 @@ def _chapters(here: repro.Probe, missing: dict[str, str]) -> str:
 
 
 @app.command()
-def trial(
+def trial(  # noqa: PLR0913 (a parameter for each option)
     model: Annotated[
         str | None, typer.Option(help="your own model: package.module:factory")
     ] = None,
@@ -111,12 +113,22 @@ def trial(
     with_map: Annotated[
         bool, typer.Option("--map", help="add the break-even map (under a minute)")
     ] = False,
+    with_search: Annotated[
+        bool, typer.Option("--search", help="add the search for the best settings")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="keep the search here: sqlite:///search.db, or a server"),
+    ] = None,
 ) -> None:
     """Compare all forms of the tale's network, or of your own model.
 
     The tale's network is trained on the digits first. A model of your
     own is taken as it is and compared on random inputs: its accuracy
     there would say nothing and is left out.
+
+    A search that was stopped goes on with the same --storage; a second
+    process with the same --storage takes its share.
     """
     try:
         repro.check_modules()
@@ -125,6 +137,8 @@ def trial(
         _check_range("--batch", batch, OWN_ROWS)
         _check_range("--epochs", epochs, 1000)
         forms = _forms(form, with_map)
+        if storage is not None:
+            _check_storage(storage, with_search)
         if out_dir is not None:
             _check_writable(out_dir)
         network, split = _own(model, shape) if model else _tale(epochs, shape)
@@ -134,12 +148,13 @@ def trial(
     except ImportError as error:
         _stop(f"qtorch trial: {error}", code=1)
     _print(table)
+    settings = _searched(network, split, storage) if with_search else None
     grid = compare.break_even(forms=forms[1:]) if with_map else None
     if grid is not None:
         _print_map(grid)
     if out_dir is not None:
         about = {"model": model or "the tale's network", "batch": batch}
-        _write(out_dir, table, grid, about)
+        _write(out_dir, table, about, grid=grid, settings=settings)
 
 
 def _say(text: str) -> None:
@@ -180,6 +195,34 @@ def _tale(epochs: int, features: int | None) -> tuple[nn.Module, data.Split]:
     network = models.make_tale_network(rng=rng)
     train.fit(network, split, epochs=epochs, lr=1e-3, rng=rng)
     return network, split
+
+
+def _check_storage(url: str, with_search: bool) -> None:
+    """Open the storage of a search before any work is done."""
+    if not with_search:
+        raise ValueError(f"--storage {url} belongs to --search, which is missing")
+    from qtorch_tutorial import search  # late: needs torch.ao
+
+    search.open_storage(url)
+
+
+def _searched(
+    network: nn.Module, split: data.Split, storage: str | None
+) -> pd.DataFrame:
+    """Try all settings and print the best; what has finished if it is stopped."""
+    from qtorch_tutorial import search  # late: needs torch.ao
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            settings = search.search(network, split, storage=storage)
+    except ValueError as error:
+        _stop(f"qtorch trial: {error}", code=2)
+    for warning in caught:
+        if warning.category is RuntimeWarning:
+            _say(f"qtorch trial: {warning.message}")
+    _print_front(settings)
+    return settings
 
 
 def _own(path: str, features: int | None) -> tuple[nn.Module, data.Split]:
@@ -235,6 +278,27 @@ def _print(table: pd.DataFrame) -> None:
     out.print(shown)
 
 
+def _print_front(settings: pd.DataFrame) -> None:
+    """Print the settings that no other beats."""
+    front = settings[settings.on_front]
+    title = f"the best of {len(settings)} settings: bytes against error"
+    shown = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("observer", "weight", "range", "stay float"):
+        shown.add_column(column, overflow="fold")
+    for column in ("size\nkB", "error\n%"):
+        shown.add_column(column, justify="right")
+    for row in front.itertuples():
+        shown.add_row(
+            row.observer,
+            row.granularity,
+            "reduced" if row.reduce_range else "full",
+            escape(", ".join(row.keep_float)) or "none",
+            f"{row.size_bytes / 1000:.1f}",
+            f"{100 * row.error:.2f}",
+        )
+    out.print(shown)
+
+
 def _print_map(grid: pd.DataFrame) -> None:
     """Print time over float's for every width and batch, one table for each form."""
     for form, rows in grid.groupby("form", sort=False):
@@ -279,7 +343,12 @@ def _existing(folder: Path) -> Path:
 
 
 def _write(
-    folder: Path, table: pd.DataFrame, grid: pd.DataFrame | None, about: dict
+    folder: Path,
+    table: pd.DataFrame,
+    about: dict,
+    *,
+    grid: pd.DataFrame | None = None,
+    settings: pd.DataFrame | None = None,
 ) -> None:
     """Write tables as CSV and JSON and figures as PNG, all or none."""
     from qtorch_tutorial import plot  # late: matplotlib takes a second to load
@@ -297,6 +366,11 @@ def _write(
             fig, ax = plot.figure()
             plot.break_even_map(ax, grid, form, title=f"{form}: time over float's")
             files[f"map_{form}.png"] = fig.savefig
+    if settings is not None:
+        files["search.csv"] = lambda path: settings.to_csv(path, index=False)
+        fig, ax = plot.figure()
+        plot.front(ax, settings, title="bytes against error")
+        files["search.png"] = fig.savefig
     # Finished beside the folder, then moved: an interrupted write leaves nothing.
     with (
         _writing_to(folder),

@@ -13,7 +13,7 @@ first (``torch.ao.quantization.fuse_modules``); its fused layers are converted t
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,12 @@ _LINEAR = (nn.Linear, nni.LinearReLU)
 _STAYS_QUANTIZED = (*_LINEAR, nn.ReLU, nn.Dropout, nn.Identity)
 
 
-def to_dynamic(model: nn.Module, *, qconfig: tq.QConfig | None = None) -> nn.Module:
+def to_dynamic(
+    model: nn.Module,
+    *,
+    qconfig: tq.QConfig | None = None,
+    keep_float: Collection[str] = (),
+) -> nn.Module:
     """Make each Linear a ``nn.quantized.dynamic.Linear``.
 
     Parameters
@@ -37,6 +42,8 @@ def to_dynamic(model: nn.Module, *, qconfig: tq.QConfig | None = None) -> nn.Mod
     qconfig : QConfig, optional
         Default: ``default_dynamic_qconfig``, which quantizes weights *per tensor*;
         ``per_channel_dynamic_qconfig`` gives each row its own scale.
+    keep_float : collection of str
+        Names of Linear layers that stay as they are, as in ``model.named_modules()``.
 
     Returns
     -------
@@ -48,8 +55,8 @@ def to_dynamic(model: nn.Module, *, qconfig: tq.QConfig | None = None) -> nn.Mod
     TypeError
         If ``model`` is not an ``nn.Module``.
     ValueError
-        If it has no Linear layer, is already quantized, is not on the CPU, or holds a
-        NaN or an infinity.
+        If it has no Linear layer to quantize, is already quantized, is not on the CPU,
+        or holds a NaN or an infinity; if a name of ``keep_float`` is no Linear layer.
 
     Examples
     --------
@@ -57,11 +64,18 @@ def to_dynamic(model: nn.Module, *, qconfig: tq.QConfig | None = None) -> nn.Mod
     torch.qint8
     """
     holder = _copy_of(model)
+    kept = _kept(holder, keep_float)
     # torch's convert visits a shared module once: keep each in a holder of its own.
-    _replace(holder, lambda layer: nn.Sequential(layer), only=_shared(holder))
-    kinds = dict.fromkeys(_LINEAR, qconfig or tq.default_dynamic_qconfig)
+    only = _shared(holder) - kept
+    _replace(holder, lambda layer: nn.Sequential(layer), only=only)
+    qconfig = qconfig or tq.default_dynamic_qconfig
+    names = {
+        name: qconfig
+        for name, module in holder.named_modules()
+        if type(module) in _LINEAR and module not in kept
+    }
     with repro.quiet():
-        tq.quantize_dynamic(holder, kinds, inplace=True)
+        tq.quantize_dynamic(holder, names, inplace=True)
     return holder[0].eval()  # torch makes its new modules in training mode
 
 
@@ -70,6 +84,7 @@ def to_static(
     *,
     calibration: Tensor | Iterable[Tensor],
     qconfig: tq.QConfig | None = None,
+    keep_float: Collection[str] = (),
 ) -> nn.Module:
     """Make each Linear a ``nn.quantized.Linear`` whose grids come from calibration.
 
@@ -81,6 +96,8 @@ def to_static(
         What the model will see in use; a few hundred rows are usually enough.
     qconfig : QConfig, optional
         Default: torch's default for the engine in use.
+    keep_float : collection of str
+        As for :func:`to_dynamic`; a float layer ends a quantized run.
 
     Returns
     -------
@@ -103,7 +120,8 @@ def to_static(
     >>> [type(m).__name__ for m in model]
     ['Quantize', 'Linear', 'DeQuantize']
     """
-    return _static(_copy_of(model), calibration, qconfig)
+    holder = _copy_of(model)
+    return _static(holder, calibration, qconfig, _kept(holder, keep_float))
 
 
 def to_fused(
@@ -111,6 +129,7 @@ def to_fused(
     *,
     calibration: Tensor | Iterable[Tensor],
     qconfig: tq.QConfig | None = None,
+    keep_float: Collection[str] = (),
 ) -> nn.Module:
     """As :func:`to_static`, after each Linear has absorbed its BatchNorm1d and ReLU.
 
@@ -130,11 +149,12 @@ def to_fused(
     ['Quantize', 'LinearReLU', 'Identity', 'DeQuantize']
     """
     holder = _copy_of(model)
-    shared = _shared(holder)
+    kept = _kept(holder, keep_float)
+    left_alone = _shared(holder) | kept
     for sequence in _sequences(holder):
         for neighbors in ((nn.Linear, nn.BatchNorm1d), (nn.Linear, nn.ReLU)):
-            _fuse_neighbors(sequence, neighbors, shared)
-    return _static(holder, calibration, qconfig)
+            _fuse_neighbors(sequence, neighbors, left_alone)
+    return _static(holder, calibration, qconfig, kept)
 
 
 @dataclass(frozen=True)
@@ -238,6 +258,35 @@ def _copy_of(model: nn.Module) -> nn.ModuleList:
     return nn.ModuleList([copy.deepcopy(model)]).eval()
 
 
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of the Linear layers of a float model, in the order of its modules.
+
+    Examples
+    --------
+    >>> linear_layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    ['0', '2']
+    """
+    return [name for name, m in model.named_modules() if type(m) in _LINEAR]
+
+
+def check_layers(keep_float: Collection[str], layers: Collection[str]) -> None:
+    """Raise a ValueError unless each name is a layer, and a layer is left over."""
+    for name in keep_float:
+        if name not in layers:
+            raise ValueError(
+                f"keep_float: the model has no Linear layer {name!r}; "
+                f"it has {', '.join(map(repr, layers))}"
+            )
+    if set(keep_float) == set(layers):
+        raise ValueError("keep_float names every Linear layer: nothing to quantize")
+
+
+def _kept(holder: nn.ModuleList, names: Collection[str]) -> set[nn.Module]:
+    """Look up the layers that stay float."""
+    check_layers(names, linear_layers(holder[0]))
+    return {holder[0].get_submodule(name) for name in names}
+
+
 def _shared(holder: nn.Module) -> set[nn.Module]:
     """Modules that stand in more than one place."""
     places = Counter(m for _, m in holder.named_modules(remove_duplicate=False))
@@ -267,7 +316,7 @@ def _replace(
 
 
 def _fuse_neighbors(
-    sequence: nn.Sequential, kinds: tuple[type, type], shared: set[nn.Module]
+    sequence: nn.Sequential, kinds: tuple[type, type], left_alone: set[nn.Module]
 ) -> None:
     """Fuse each pair of neighbors of the two kinds; the second becomes Identity."""
     children = [
@@ -275,7 +324,7 @@ def _fuse_neighbors(
     ]
     for (name, module), (next_name, following) in itertools.pairwise(children):
         pair = (type(module), type(following))
-        if pair == kinds and module not in shared and following not in shared:
+        if pair == kinds and not {module, following} & left_alone:
             with repro.quiet():
                 tq.fuse_modules(sequence, [name, next_name], inplace=True)
 
@@ -284,23 +333,27 @@ def _static(
     holder: nn.ModuleList,
     calibration: Tensor | Iterable[Tensor],
     qconfig: tq.QConfig | None,
+    kept: set[nn.Module],
 ) -> nn.Module:
     """Put stubs around what can be quantized, observe the calibration, convert."""
     engine = torch.backends.quantized.engine
     repro.check_engine(engine)
     batches = _checked(calibration)
-    shared = _shared(holder)
+    left_alone = _shared(holder) | kept
     in_runs: set[nn.Module] = set()
     for sequence in _sequences(holder):
-        for run in _runs(sequence, shared):
+        for run in _runs(sequence, left_alone):
             _put_stubs_around(sequence, run)
             in_runs.update(module for _, module in run)
-    alone = {m for m in holder.modules() if type(m) in _LINEAR} - in_runs
+    alone = {m for m in holder.modules() if type(m) in _LINEAR} - in_runs - kept
     _replace(holder, _with_stubs, only=alone)
     with repro.quiet():
         qconfig = qconfig or tq.get_default_qconfig(engine)
         for module in holder.modules():
-            if isinstance(module, (*_STAYS_QUANTIZED, tq.QuantStub, tq.DeQuantStub)):
+            wanted = isinstance(
+                module, (*_STAYS_QUANTIZED, tq.QuantStub, tq.DeQuantStub)
+            )
+            if wanted and module not in kept:
                 module.qconfig = qconfig
         tq.prepare(holder, inplace=True)
         _observe(holder[0], batches)
@@ -309,12 +362,12 @@ def _static(
 
 
 def _runs(
-    sequence: nn.Sequential, shared: set[nn.Module]
+    sequence: nn.Sequential, left_alone: set[nn.Module]
 ) -> Iterator[list[tuple[str, nn.Module]]]:
     """Stretches of children that stay in integers, from a Linear to the last ReLU."""
     run: list[tuple[str, nn.Module]] = []
     for name, module in (*sequence.named_children(), ("", None)):
-        fits = type(module) in _STAYS_QUANTIZED and module not in shared
+        fits = type(module) in _STAYS_QUANTIZED and module not in left_alone
         if fits and (run or type(module) in _LINEAR):
             run.append((name, module))
         elif run:

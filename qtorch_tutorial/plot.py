@@ -161,6 +161,36 @@ def lines(
     ax.legend(frameon=False)
 
 
+def roofline(
+    ax: Axes,
+    bandwidth: float,
+    rate: float,
+    points: Mapping[str, tuple[float, float]],
+    *,
+    title: str,
+) -> None:
+    """Draw the two limits of a machine, and where layers stand under them.
+
+    Parameters
+    ----------
+    bandwidth, rate : float
+        The limits in GB and in 10^9 operations per second.
+    points : mapping of str to (float, float)
+        Operations per byte, and 10^9 operations per second, of each layer.
+    title : str
+        The finding.
+    """
+    ridge = rate / bandwidth
+    ends = (0.1, ridge, 100 * ridge)
+    ax.loglog(ends, [min(rate, bandwidth * x) for x in ends], "k-", label="roof")
+    for name, point in points.items():
+        marker, color = MARKERS.get(name, "s"), COLORS.get(name, COOL)
+        ax.loglog(*point, marker, color=color, markersize=8, label=name)
+    labels = ("intensity (operations per byte)", "10^9 operations per second")
+    ax.set(title=title, xlabel=labels[0], ylabel=labels[1])
+    ax.legend(frameon=False)
+
+
 def ratios(ax: Axes, times: Mapping[str, Latency], *, title: str) -> None:
     """Draw each candidate's time over the first one's, with its 95 % interval."""
     for name, time in times.items():
@@ -193,6 +223,25 @@ def trial(axes: Sequence[Axes], table: pd.DataFrame) -> None:
     bars(axes[2], table.latency_us, title="time of a call", unit="median (µs)")
     for ax in axes[1:]:
         ax.set_yticks([])
+
+
+def front(ax: Axes, table: pd.DataFrame, *, title: str) -> None:
+    """Draw every setting, and the Pareto front: the settings that no other beats.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`qtorch_tutorial.search.search`; the error is drawn in percent.
+    title : str
+        The finding.
+    """
+    x, y = table.size_bytes / 1000, 100 * table.error
+    best = table.on_front
+    ax.plot(x[~best], y[~best], "o", color="gray", markersize=4, label="beaten")
+    ax.plot(x[best], y[best], "s-", color=COOL, label="Pareto front")
+    ax.set(title=title, xlabel="size (kB)", ylabel="error (%)")
+    ax.set_yscale("log")
+    ax.legend(frameon=False)
 
 
 def break_even_map(ax: Axes, grid: pd.DataFrame, form: str, *, title: str) -> None:

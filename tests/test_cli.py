@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from qtorch_tutorial import cli, compare, repro
+from qtorch_tutorial import cli, compare, measure, repro
 
 OWN_MODELS = """
 import torch
@@ -32,6 +32,10 @@ class Picky(nn.Linear):
 
 def net():
     torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+def other():
+    torch.manual_seed(1)
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
 
 def fails():
@@ -308,6 +312,61 @@ def test_the_map_takes_the_whole_grid_and_the_forms_that_were_named(monkeypatch)
         assert ("=" if same else f"{float(cell['ratio']):.2f}") in table
 
 
+# --- trial: the search -----------------------------------------------------------
+
+
+def test_the_search_prints_its_front_and_writes_all():
+    result = trial("--search", "--storage", "sqlite:///search.db", "--out", "results")
+    assert result.exit_code == 0, result.stderr
+    names = {path.name for path in Path("results").iterdir()}
+    assert names >= {"trial.csv", "search.csv", "search.png"}
+    rows = read_csv("results/search.csv")
+    front = [row for row in rows if row["on_front"] == "True"]
+    assert len(rows) == 12 * 2  # every setting, with no layer or one layer float
+    title = f"the best of {len(rows)} settings"
+    table = result.stdout[result.stdout.index(title) :].splitlines()
+    printed = [line.split() for line in table if " per " in line]
+    assert len(printed) == len(front) > 0
+    for words, row in zip(printed, front, strict=True):
+        assert words[-2:] == [
+            f"{int(row['size_bytes']) / 1000:.1f}",
+            f"{100 * float(row['error']):.2f}",
+        ]
+        assert ("reduced" in words) == (row["reduce_range"] == "True")
+
+
+def test_a_stopped_search_says_so_and_goes_on(monkeypatch):
+    options = ("--search", "--storage", "sqlite:///search.db")
+    size_bytes, calls = measure.size_bytes, []
+
+    def stopped(model):
+        calls.append(model)
+        if len(calls) == 20:  # 4 rows of the trial, 2 layers alone, and 13 settings
+            raise KeyboardInterrupt
+        return size_bytes(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "size_bytes", stopped)
+        result = trial(*options)
+    assert result.exit_code == 0, result.stderr
+    assert "the search was stopped: 13 settings have finished of 24" in result.stderr
+    assert "the best of 13 settings" in result.stdout
+    monkeypatch.setattr(
+        measure, "size_bytes", lambda m: calls.append(m) or size_bytes(m)
+    )
+    calls.clear()
+    assert "the best of 24 settings" in trial(*options).stdout
+    assert len(calls) == 4 + 2 + 11
+
+
+def test_a_storage_of_another_model_is_refused():
+    options = ("--search", "--storage", "sqlite:///search.db")
+    assert trial(*options).exit_code == 0
+    result = qtorch("trial", *with_own("other"), *options)
+    assert result.exit_code == 2
+    assert "holds a search with another model and data" in complaint(result)
+
+
 # --- trial: what it refuses ------------------------------------------------------
 
 
@@ -327,6 +386,18 @@ def with_own(name, *more):
         (("--batch", -1), r"--batch must be in 1\.\.512, got -1"),
         (("--epochs", 0), r"--epochs must be in 1\.\.1000, got 0"),
         (("--shape", 6), "--shape 6 belongs to --model, which is missing"),
+        (
+            ("--storage", "sqlite:///search.db"),
+            "--storage sqlite:///search.db belongs to --search, which is missing",
+        ),
+        (
+            ("--search", "--storage", "nonsense"),
+            "the storage nonsense cannot be used: Could not parse",
+        ),
+        (
+            ("--search", "--storage", "sqlite:////no/such/folder/search.db"),
+            "search.db cannot be used: .*unable to open database file",
+        ),
         (("--map", "--form", "float"), "--map compares float with other forms"),
         (("--model", "own_models:net"), "--model needs --shape, the number of its in"),
         (with_own("net", "--shape", 0), r"--shape must be in 1\.\.100000, got 0"),
@@ -459,5 +530,6 @@ def test_an_engine_that_this_build_lacks_is_refused(monkeypatch):
 def test_help_names_every_command_and_option():
     assert {"doctor", "trial"} <= set(qtorch("--help").stdout.split())
     shown = qtorch("trial", "--help").stdout
-    for option in ("model", "shape", "form", "batch", "epochs", "out", "map"):
+    for option in ("model", "shape", "form", "batch", "epochs", "out", "map", "search",
+                   "storage"):  # fmt: skip
         assert f"--{option} " in shown

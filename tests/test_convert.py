@@ -310,3 +310,61 @@ def test_an_engine_that_this_build_lacks_is_refused(make, x, monkeypatch):
     monkeypatch.setattr(kind, "supported_engines", ["none", "other"])
     with pytest.raises(ValueError, match="not supported here; supported are other"):
         make(zoo.make("bare"), calibration=x)
+
+
+# --- layers that stay float ------------------------------------------------------
+
+
+MAKERS = {
+    "dynamic": lambda model, x, names: convert.to_dynamic(model, keep_float=names),
+    "static": lambda model, x, names: convert.to_static(
+        model, calibration=x, keep_float=names
+    ),
+    "fused": lambda model, x, names: convert.to_fused(
+        model, calibration=x, keep_float=names
+    ),
+}
+MAKER = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+@MAKER
+@NESTING
+def test_a_kept_layer_stays_float_and_all_others_do_not(make, nesting, x):
+    model = zoo.make(nesting, bias=True)
+    names = convert.linear_layers(model)
+    for name in names if len(names) > 1 else ():
+        made = make(model, x, [name])
+        kept = made.get_submodule(name)
+        assert type(kept) is nn.Linear
+        assert torch.equal(kept.weight, model.get_submodule(name).weight)
+        floats = [m for m in made.modules() if type(m) is nn.Linear]
+        assert len(floats) == 1
+        assert not kept._forward_hooks  # no observer is left on it
+        y, expected = made(x), model.eval()(x)
+        assert y.dtype == torch.float32
+        assert measure.sqnr_db(expected, y) > 15
+
+
+@MAKER
+def test_a_model_with_less_in_integers_is_closer_to_float_and_larger(make, x):
+    model = zoo.make("sequential", bias=True)
+    expected = model.eval()(x)
+    made = [make(model, x, names) for names in ((), ("4",), ("4", "2"))]
+    sizes = [measure.size_bytes(m) for m in made]
+    errors = [measure.relative_error(expected, m(x)) for m in made]
+    assert sizes == sorted(set(sizes))
+    assert errors == sorted(set(errors), reverse=True)
+
+
+@MAKER
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["5"], "the model has no Linear layer '5'; it has '0', '2', '4'"),
+        (["1"], "the model has no Linear layer '1'"),
+        (["0", "2", "4"], "keep_float names every Linear layer: nothing to quantize"),
+    ],
+)
+def test_names_that_are_no_layers_or_all_layers_are_refused(make, names, message, x):
+    with pytest.raises(ValueError, match=message):
+        make(zoo.make("sequential", bias=True), x, names)

@@ -20,14 +20,14 @@ FLOORS = (
     ("affine", "tale", "repro"),
     ("data", "models", "layers", "measure"),
     ("train", "convert"),
-    ("compare",),
+    ("compare", "search"),
     ("plot", "checks"),
     ("teach",),
     ("cli",),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
-SHARED_LINES = 1500
-"""Lines of code on floors 0 to 4, the checks left out."""
+SHARED_LINES = 1700
+"""Lines of code on floors 0 to 4, the checks left out: about 1,500 and the search."""
 
 SOURCES = {
     str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8")

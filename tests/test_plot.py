@@ -111,6 +111,22 @@ def test_a_trial_without_an_accuracy_draws_the_agreement():
     plt.close(fig)
 
 
+def test_the_front_is_a_line_through_the_best_settings(ax):
+    table = pd.DataFrame(
+        {
+            "size_bytes": [1000, 2000, 3000],
+            "error": [0.5, 0.6, 0.25],
+            "on_front": [True, False, True],
+        }
+    )
+    plot.front(ax, table, title="t")
+    beaten, best = ax.lines
+    assert (list(beaten.get_xdata()), list(beaten.get_ydata())) == ([2], [60])
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([1, 3], [50, 25])
+    assert (beaten.get_linestyle(), best.get_linestyle()) == ("None", "-")
+    assert best.get_color() == plot.COOL
+
+
 def test_the_map_writes_the_ratio_or_an_equals_sign(ax):
     grid = pd.DataFrame(
         {
