@@ -76,7 +76,7 @@ def _examine() -> tuple[list[tuple[str, str]], dict[str, str]]:
             f"Engine {here.engine} needs it. If the processor has none, set "
             "torch.backends.quantized.engine = 'qnnpack' in each chapter."
         )
-    return [*rows, ("chapters 04 to 09", _chapters(here, missing))], missing
+    return [*rows, ("chapters 01 to 09", _chapters(here, missing))], missing
 
 
 def _in_words(value: object) -> str:

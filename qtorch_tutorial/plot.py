@@ -163,20 +163,20 @@ def lines(
 
 def roofline(
     ax: Axes,
-    bandwidth: float,
-    rate: float,
     points: Mapping[str, tuple[float, float]],
     *,
+    bandwidth: float,
+    rate: float,
     title: str,
 ) -> None:
     """Draw the two limits of a machine, and where layers stand under them.
 
     Parameters
     ----------
-    bandwidth, rate : float
-        The limits in GB and in 10^9 operations per second.
     points : mapping of str to (float, float)
         Operations per byte, and 10^9 operations per second, of each layer.
+    bandwidth, rate : float
+        The limits in GB and in 10^9 operations per second.
     title : str
         The finding.
     """
@@ -240,7 +240,7 @@ def front(ax: Axes, table: pd.DataFrame, *, title: str) -> None:
     ax.plot(x[~best], y[~best], "o", color="gray", markersize=4, label="beaten")
     ax.plot(x[best], y[best], "s-", color=COOL, label="Pareto front")
     ax.set(title=title, xlabel="size (kB)", ylabel="error (%)")
-    ax.set_yscale("log")
+    ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
 
 

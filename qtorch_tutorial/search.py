@@ -15,15 +15,19 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import optuna
 import pandas as pd
 import torch
 import torch.ao.quantization as tq
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from qtorch_tutorial import convert, measure
 from qtorch_tutorial.data import Split
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets Optuna's own progress bar warns; nothing uses it.
+    warnings.simplefilter("ignore", TqdmWarning)
+    import optuna
 
 OBSERVERS: dict[str, type[tq.ObserverBase]] = {
     "minmax": tq.MinMaxObserver,
@@ -331,18 +335,17 @@ def open_storage(address: str) -> optuna.storages.BaseStorage:
     Traceback (most recent call last):
     ValueError: the storage nonsense cannot be used: Could not parse SQLAlchemy URL...
     """
-    deadline = time.monotonic() + 1
-    while True:
+    for attempts_left in reversed(range(6)):
         try:
             return optuna.storages.get_storage(address)
         except Exception as error:  # each kind of database raises errors of its own
             # Two processes that begin at once both create the tables, and one fails.
-            if time.monotonic() > deadline:
+            if not attempts_left:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"the storage {address} cannot be used: {reason}"
                 ) from error
-        time.sleep(0.2)
+        time.sleep(0.3)
 
 
 def _study(storage: str | None, about: dict[str, str]) -> optuna.Study:

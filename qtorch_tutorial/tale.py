@@ -164,7 +164,14 @@ _ALL = (
     Claim("T20", "nn.quantized.Linear is built with the argument bias=True.", 10),
     Claim("T21", "A quantized layer can stand in a float model as it is.", 10),
     Claim("T22", "convert turns nn.ReLU into nn.quantized.ReLU.", 10),
-    Claim("T23", "fbgemm is the popular configuration for CPUs.", 3),
+    Claim(
+        "T23",
+        "fbgemm is the popular configuration for CPUs.",
+        3,
+        DEPENDS,
+        "Since PyTorch 2.0 torch chooses x86 there, which computes a linear layer with "
+        "FBGEMM's kernel: another name, the same integers.",
+    ),
     Claim(
         "T24",
         "Athena is a fellow Titan of Prometheus.",

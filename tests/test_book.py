@@ -140,8 +140,10 @@ def test_no_static_folder_at_the_root():
 TERMS = """accumulator, activation, affine, break-even, calibration, clamp, dequantize,
     dynamic quantization, engine, fake quantization, FBGEMM, fused module, granularity,
     interval, latency, linear module, median, observer, oneDNN, packed weight,
-    per channel, per tensor, qconfig, qint32, qint8, QNNPACK, quint8, reduced range,
-    requantization, roofline, round half to even, saturation, scale, SQNR,
+    paired test, Pareto front, per channel, per group, per tensor, qconfig,
+    qint32, qint8, QNNPACK, quint8, reduced range,
+    requantization, roofline, round half to even, saturation, scale, sensitivity,
+    SQNR, standard error,
     static quantization, step, straight-through estimator, symmetric, VNNI,
     zero point"""
 

@@ -113,7 +113,7 @@ def test_the_doctor_shows_what_the_probe_finds():
     found = (here.python, here.torch, *here.engines, *here.instructions)
     for value in (*found, f"threads │ {here.threads} ", f"engine │ {here.engine} "):
         assert value in shown
-    assert re.search(r"chapters 04 to 09 +│ run", result.stdout)
+    assert re.search(r"chapters 01 to 09 +│ run", result.stdout)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,17 @@ def test_lines_that_are_no_form_differ_without_their_color(ax):
     assert len({line.get_marker() for line in ax.lines}) == 3
 
 
+def test_a_roof_rises_with_the_bandwidth_and_ends_at_the_rate(ax):
+    points = {"float": (0.5, 4.0), "other": (2.0, 9.0)}
+    plot.roofline(ax, points, bandwidth=10.0, rate=80.0, title="t")
+    roof, layer, other = ax.lines
+    assert list(roof.get_xdata()) == [0.1, 8, 800]
+    assert list(roof.get_ydata()) == [1, 80, 80]
+    assert (*layer.get_xdata(), *layer.get_ydata()) == (0.5, 4)
+    assert (layer.get_color(), other.get_color()) == (plot.WARM, plot.COOL)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
 def test_a_ratio_is_drawn_with_its_interval(ax):
     plot.ratios(ax, {"dynamic": Latency(1.0, 0.1, 0.5, 0.4, 0.7)}, title="t")
     interval, point, one = ax.lines

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import optuna
 import pytest
 import torch
 import zoo
@@ -284,6 +285,28 @@ def test_two_processes_share_one_study(address):
     told = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], told
     assert {out.split()[0] for out, _ in told} == {"36"}
+
+
+def test_a_storage_that_another_process_is_creating_is_tried_again(
+    model, split, address, monkeypatch
+):
+    get_storage, calls, ready_at = optuna.storages.get_storage, [], 3
+
+    def busy(address):
+        calls.append(address)
+        if len(calls) < ready_at:
+            raise OSError("table studies already exists")
+        return get_storage(address)
+
+    monkeypatch.setattr(optuna.storages, "get_storage", busy)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    table = run(model, split, space={"keep_float": [()]}, storage=address)
+    assert len(table) == 1
+    assert len(calls) >= 3
+    ready_at = 100
+    calls.clear()
+    with pytest.raises(ValueError, match="cannot be used: table studies already ex"):
+        run(model, split, space={"keep_float": [()]}, storage=address)
 
 
 # --- what is refused -----------------------------------------------------------------
