@@ -221,8 +221,8 @@ def search(
     TypeError, ValueError
         If the space is empty or holds an unknown attribute, observer, granularity or
         layer; if the model cannot be converted; if the metric gives no finite number;
-        or if the storage holds the search of another model, other data, another metric
-        or another engine.
+        or if the storage cannot be used, or holds the search of another model, other
+        data, another metric or another engine.
 
     Examples
     --------
@@ -233,6 +233,9 @@ def search(
     24
     """
     float_model = convert.FLOAT.make(model, None)
+    calibration = _batches(split, calibration_rows)
+    about = _about(float_model, (*calibration, split.test_x), metric)
+    metric = metric or _relative_error(float_model, split.test_x)
     space = dict(space)
     if "keep_float" not in space:
         ranked = sensitivity(
@@ -240,9 +243,6 @@ def search(
         ).index
         space["keep_float"] = [tuple(ranked[:k]) for k in range(len(ranked))]
     settings = _settings(space, convert.linear_layers(float_model))
-    calibration = _batches(split, calibration_rows)
-    about = _about(float_model, (*calibration, split.test_x), metric)
-    metric = metric or _relative_error(float_model, split.test_x)
     study = _study(storage, about)
     # Processes that share a study start in different places, and seldom meet.
     random.Random().shuffle(settings)
@@ -250,7 +250,9 @@ def search(
         for setting in tqdm(settings, desc="search", disable=not progress):
             if setting not in _finished(study):
                 values = _measured(setting, model, calibration, metric)
-                study.add_trial(_trial(setting, values))
+                study.add_trial(
+                    optuna.create_trial(values=values, user_attrs=asdict(setting))
+                )
     except KeyboardInterrupt:
         finished = _finished(study)
         if not finished:
@@ -365,11 +367,6 @@ def _study(storage: str | None, about: dict[str, str]) -> optuna.Study:
             )
         study.set_user_attr(name, value)
     return study
-
-
-def _trial(setting: Setting, values: tuple[int, float]) -> optuna.trial.FrozenTrial:
-    """Write a setting that has been measured as Optuna keeps it."""
-    return optuna.create_trial(values=values, user_attrs=asdict(setting))
 
 
 def _finished(study: optuna.Study) -> dict[Setting, optuna.trial.FrozenTrial]:
