@@ -76,7 +76,7 @@ def _examine() -> tuple[list[tuple[str, str]], dict[str, str]]:
             f"Engine {here.engine} needs it. If the processor has none, set "
             "torch.backends.quantized.engine = 'qnnpack' in each chapter."
         )
-    return [*rows, ("chapters 01 to 09", _chapters(here, missing))], missing
+    return [*rows, ("chapters 01 to 13", _chapters(here, missing))], missing
 
 
 def _in_words(value: object) -> str:
@@ -174,13 +174,13 @@ def _check_range(option: str, given: int, last: int) -> None:
 
 def _forms(names: list[str] | None, with_map: bool) -> tuple:
     """Forms by name; float always comes first: all is compared with it."""
-    from qtorch_tutorial.convert import FORMS  # late: needs torch.ao
+    from qtorch_tutorial.convert import FORMS, LAMPS  # late: needs torch.ao
 
     by_name = {form.name: form for form in FORMS}
     for name in names or ():
         if name not in by_name:
             raise ValueError(f"unknown form {name!r}; known are {', '.join(by_name)}")
-    wanted = {"float", *(names or by_name)}
+    wanted = {"float", *(names or (form.name for form in LAMPS))}
     if with_map and wanted == {"float"}:
         raise ValueError("--map compares float with other forms; only float was given")
     return tuple(form for form in FORMS if form.name in wanted)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qtorch_tutorial import measure, models
-from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC, Form
+from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, LAMPS, STATIC, Form
 from qtorch_tutorial.data import Split
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -23,7 +23,7 @@ def compare(
     model: nn.Module,
     split: Split,
     *,
-    forms: Sequence[Form] = FORMS,
+    forms: Sequence[Form] = LAMPS,
     calibration_rows: int = 512,
     batch: int = 1,
     rounds: int = 27,

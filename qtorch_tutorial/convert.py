@@ -8,6 +8,10 @@ can stay in integers (Linear, ReLU, Dropout, Identity) is quantized as a whole, 
 a ``QuantStub`` and a ``DeQuantStub``. A Linear anywhere else gets stubs of its own:
 without running the model no one can know what comes after it. Fuse such a model by hand
 first (``torch.ao.quantization.fuse_modules``); its fused layers are converted too.
+
+There are two ways into integers: at once, with :func:`to_dynamic`, :func:`to_static` or
+:func:`to_fused`; or by way of training, with :func:`to_qat`, then
+:func:`qtorch_tutorial.train.fit`, then :func:`from_qat`.
 """
 
 import copy
@@ -23,8 +27,10 @@ from torch import Tensor, nn
 
 from qtorch_tutorial import repro
 
-_LINEAR = (nn.Linear, nni.LinearReLU)
+_LINEAR = (nn.Linear, nni.LinearReLU, nni.LinearBn1d)
 _STAYS_QUANTIZED = (*_LINEAR, nn.ReLU, nn.Dropout, nn.Identity)
+_REDUCED = 127
+"""The last integer of a reduced range; torch's kernels clamp at 255 all the same."""
 
 
 def to_dynamic(
@@ -150,11 +156,166 @@ def to_fused(
     """
     holder = _copy_of(model)
     kept = _kept(holder, keep_float)
-    left_alone = _shared(holder) | kept
-    for sequence in _sequences(holder):
-        for neighbors in ((nn.Linear, nn.BatchNorm1d), (nn.Linear, nn.ReLU)):
-            _fuse_neighbors(sequence, neighbors, left_alone)
+    _fuse(holder, kept)
     return _static(holder, calibration, qconfig, kept)
+
+
+def low_bit_qconfig(bits: int) -> tq.QConfig:
+    """Fake quantization of weights and activations to ``bits`` bits each.
+
+    Weights: symmetric, a scale for each row, which follows the weight at once.
+    Activations: affine, one scale, which follows a moving average of the range. At 8
+    bits they get the reduced range if torch's default for the engine does.
+
+    Serves :func:`to_qat`, and :func:`to_static` and :func:`to_fused` for the same grids
+    without training. The integers are held in 8 bits, whatever ``bits`` says: this
+    shows what a width costs in accuracy, and saves no memory below 8. torch's kernels
+    clamp activations at 255; a converted model clamps them again, at the narrower end.
+
+    Parameters
+    ----------
+    bits : int, 2 to 8
+
+    Raises
+    ------
+    ValueError
+        If ``bits`` is outside 2..8.
+
+    Examples
+    --------
+    >>> weight = low_bit_qconfig(4).weight()
+    >>> weight.quant_min, weight.quant_max
+    (-8, 7)
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"bits must be in 2..8, got {bits}")
+    with repro.quiet():
+        default = tq.get_default_qat_qconfig(torch.backends.quantized.engine)
+        reduced = default.activation().activation_post_process.reduce_range
+    activation = tq.FakeQuantize.with_args(
+        observer=tq.MovingAverageMinMaxObserver,
+        quant_min=0,
+        quant_max=2**bits - 1,
+        dtype=torch.quint8,
+        reduce_range=bits == 8 and reduced,
+    )
+    weight = tq.FakeQuantize.with_args(
+        observer=tq.MovingAveragePerChannelMinMaxObserver,
+        averaging_constant=1.0,
+        quant_min=-(2 ** (bits - 1)),
+        quant_max=2 ** (bits - 1) - 1,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    return tq.QConfig(activation=activation, weight=weight)
+
+
+def to_qat(
+    model: nn.Module,
+    *,
+    qconfig: tq.QConfig | None = None,
+    fuse: bool = False,
+    keep_float: Collection[str] = (),
+) -> nn.Module:
+    """Make each Linear a ``nn.qat.Linear``: a float weight, seen fake-quantized.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for :func:`to_dynamic`, with a parameter to train. Its mode does not matter.
+    qconfig : QConfig, optional
+        Of fake quantization, as :func:`low_bit_qconfig` gives. Default: torch's default
+        for the engine in use.
+    fuse : bool
+        First join each Linear with the ReLU or the BatchNorm1d after it, into
+        ``nn.intrinsic.qat.LinearReLU`` and ``LinearBn1d``; torch has none for all
+        three.
+    keep_float : collection of str
+        As for :func:`to_dynamic`; they are trained too.
+
+    Returns
+    -------
+    nn.Module
+        A new model in training mode, float in and float out, with the names and stubs
+        of :func:`to_static`. Its observers follow every batch they see.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`to_dynamic`; also if no parameter can be trained, if ``qconfig``
+        only observes, or if the engine is not supported.
+
+    Examples
+    --------
+    >>> model = to_qat(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), fuse=True)
+    >>> [type(m).__name__ for m in model]
+    ['QuantStub', 'LinearReLU', 'Identity', 'DeQuantStub']
+    """
+    holder = _copy_of(model, to_train=True)
+    if not any(p.requires_grad for p in holder.parameters()):
+        raise ValueError(
+            "the model has no parameter that can be trained: call requires_grad_(True)"
+        )
+    engine = torch.backends.quantized.engine
+    repro.check_engine(engine)
+    with repro.quiet():
+        qconfig = qconfig or tq.get_default_qat_qconfig(engine)
+        if not isinstance(qconfig.weight(), tq.FakeQuantizeBase):
+            raise ValueError(
+                "qconfig only observes and nothing would be fake-quantized: take "
+                "low_bit_qconfig or torch's get_default_qat_qconfig"
+            )
+    kept = _kept(holder, keep_float)
+    holder.train()
+    if fuse:
+        _fuse(holder, kept, tq.fuse_modules_qat)
+    _prepare(holder, qconfig, kept, tq.prepare_qat)
+    return holder[0]
+
+
+def from_qat(model: nn.Module) -> nn.Module:
+    """Convert a fake-quantized model, once trained, to integers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Made by :func:`to_qat` and trained; or prepared by torch's ``prepare_qat``.
+
+    Returns
+    -------
+    nn.Module
+        A new model in eval mode on the CPU: ``nn.quantized.Linear`` and
+        ``nn.intrinsic.quantized.LinearReLU``. With the observers off, it and ``model``
+        in eval mode differ only where a float sum and an integer sum round to
+        neighboring steps; with a reduced range, where training clamps a value at 127
+        that the kernel lets pass up to 255; on ``qnnpack``, by its rounded bias; and,
+        where a batch norm is folded, by a step of a weight that lies on a tie.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not an ``nn.Module``.
+    ValueError
+        If nothing in it is fake-quantized, or an observer has never seen data.
+
+    Examples
+    --------
+    >>> prepared = to_qat(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), fuse=True)
+    >>> scores = prepared(torch.rand(64, 4, generator=torch.Generator().manual_seed(0)))
+    >>> [type(m).__name__ for m in from_qat(prepared)]
+    ['Quantize', 'LinearReLU', 'Identity', 'DeQuantize']
+    """
+    _check_module(model)
+    fakes = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, tq.FakeQuantizeBase)
+    ]
+    if not fakes:
+        raise ValueError("nothing in the model is fake-quantized: call to_qat first")
+    for name, fake in fakes:
+        seen = getattr(fake.activation_post_process, "min_val", torch.zeros(1))
+        if not torch.isfinite(seen).all():
+            raise ValueError(f"{name!r} has never seen data: train or calibrate first")
+    return _convert(nn.ModuleList([copy.deepcopy(model)]).cpu().eval())
 
 
 @dataclass(frozen=True)
@@ -164,7 +325,8 @@ class Form:
     Attributes
     ----------
     name : str
-        Short, for code and tables: "float", "dynamic", "static", "fused".
+        Short, for code and tables: "float", "dynamic", "static", "fused", "qat",
+        "qat-fused".
     title : str
         The lamp of the tale.
     module : str
@@ -224,16 +386,36 @@ FUSED = Form(
     trainable=False,
     color="#5b5ea6",
 )
-FORMS = (FLOAT, DYNAMIC, STATIC, FUSED)
+QAT = Form(
+    name="qat",
+    title="the glass for the smith",
+    module="nn.qat.Linear",
+    make=lambda model, calibration: _seen(to_qat(model), calibration),
+    needs_calibration=True,
+    trainable=True,
+    color="#c77b00",
+)
+QAT_FUSED = Form(
+    name="qat-fused",
+    title="the shaded glass for the smith",
+    module="nn.intrinsic.qat.LinearReLU",
+    make=lambda model, calibration: _seen(to_qat(model, fuse=True), calibration),
+    needs_calibration=True,
+    trainable=True,
+    color="#8a5a00",
+)
+LAMPS = (FLOAT, DYNAMIC, STATIC, FUSED)
+"""The four that a finished model is held in."""
+FORMS = (*LAMPS, QAT, QAT_FUSED)
+"""All of them; the last two are for training, and as large as float."""
 
 
-def _copy_of(model: nn.Module) -> nn.ModuleList:
+def _copy_of(model: nn.Module, *, to_train: bool = False) -> nn.ModuleList:
     """Check a float model and return a copy in eval mode, the one item of a holder.
 
     torch's convert replaces children only; in a holder the model itself is a child.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected an nn.Module, got {type(model).__name__}")
+    _check_module(model)
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__name__}"
         if ".quantized" in kind or hasattr(module, "activation_post_process"):
@@ -241,6 +423,11 @@ def _copy_of(model: nn.Module) -> nn.ModuleList:
             raise ValueError(
                 f"the model is already quantized or prepared: {where} is "
                 f"{kind}; start from the float model"
+            )
+        if isinstance(module, nni.LinearBn1d) and not to_train:
+            raise ValueError(
+                f"{name!r} was fused for training; start from the model before "
+                "fuse_modules_qat"
             )
     if not any(type(m) is nn.Linear for m in model.modules()):
         raise ValueError(
@@ -253,9 +440,14 @@ def _copy_of(model: nn.Module) -> nn.ModuleList:
                 f"{name!r} is on device {tensor.device}; quantized kernels run on the "
                 "CPU only: call model.cpu() first"
             )
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise ValueError(f"{name!r} holds a NaN or an infinity: train anew")
     return nn.ModuleList([copy.deepcopy(model)]).eval()
+
+
+def _check_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(model).__name__}")
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -315,18 +507,25 @@ def _replace(
             _replace(child, wrap, only=only, done=done)
 
 
-def _fuse_neighbors(
-    sequence: nn.Sequential, kinds: tuple[type, type], left_alone: set[nn.Module]
+def _fuse(
+    holder: nn.ModuleList,
+    kept: set[nn.Module],
+    fuse_modules: Callable[..., nn.Module] = tq.fuse_modules,
 ) -> None:
-    """Fuse each pair of neighbors of the two kinds; the second becomes Identity."""
-    children = [
-        (n, m) for n, m in sequence.named_children() if type(m) is not nn.Identity
-    ]
-    for (name, module), (next_name, following) in itertools.pairwise(children):
-        pair = (type(module), type(following))
-        if pair == kinds and not {module, following} & left_alone:
-            with repro.quiet():
-                tq.fuse_modules(sequence, [name, next_name], inplace=True)
+    """Let each Linear of a Sequential absorb its BatchNorm1d, then its ReLU."""
+    left_alone = _shared(holder) | kept
+    for sequence in _sequences(holder):
+        for kinds in ((nn.Linear, nn.BatchNorm1d), (nn.Linear, nn.ReLU)):
+            children = [
+                (n, m)
+                for n, m in sequence.named_children()
+                if type(m) is not nn.Identity
+            ]
+            for (name, module), (after, follower) in itertools.pairwise(children):
+                pair = (type(module), type(follower))
+                if pair == kinds and not {module, follower} & left_alone:
+                    with repro.quiet():
+                        fuse_modules(sequence, [name, after], inplace=True)
 
 
 def _static(
@@ -339,6 +538,54 @@ def _static(
     engine = torch.backends.quantized.engine
     repro.check_engine(engine)
     batches = _checked(calibration)
+    with repro.quiet():
+        qconfig = qconfig or tq.get_default_qconfig(engine)
+        _prepare(holder, qconfig, kept, tq.prepare)
+        _observe(holder[0], batches)
+    return _convert(holder)
+
+
+def _convert(holder: nn.ModuleList) -> nn.Module:
+    """Let torch convert what it prepared; keep the ends of grids narrower than that."""
+    observers = {
+        name: module.activation_post_process
+        for name, module in holder.named_modules()
+        if hasattr(module, "activation_post_process")
+        and not isinstance(module, tq.FakeQuantizeBase)  # it holds an observer too
+    }
+    narrow = {
+        name: observer
+        for name, observer in observers.items()
+        if getattr(observer, "quant_max", _REDUCED) < _REDUCED
+    }
+    with repro.quiet():
+        tq.convert(holder, inplace=True)
+    for name, observer in narrow.items():
+        scale, zero_point = observer.calculate_qparams()
+        ends = [observer.quant_min, observer.quant_max]
+        clamp = _Clamp(*(float((end - zero_point) * scale) for end in ends))
+        holder.get_submodule(name).register_forward_hook(clamp)
+    return holder[0].eval()  # torch makes its new modules in training mode
+
+
+@dataclass(frozen=True)
+class _Clamp:
+    """Forward hook: clamp a quantized output to the values at the ends of its grid."""
+
+    low: float
+    high: float
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return output.clamp(self.low, self.high)
+
+
+def _prepare(
+    holder: nn.ModuleList,
+    qconfig: tq.QConfig,
+    kept: set[nn.Module],
+    prepare: Callable[..., nn.Module],
+) -> None:
+    """Put stubs around what can be quantized, and let torch prepare it."""
     left_alone = _shared(holder) | kept
     in_runs: set[nn.Module] = set()
     for sequence in _sequences(holder):
@@ -347,18 +594,18 @@ def _static(
             in_runs.update(module for _, module in run)
     alone = {m for m in holder.modules() if type(m) in _LINEAR} - in_runs - kept
     _replace(holder, _with_stubs, only=alone)
+    for module in holder.modules():
+        wanted = isinstance(module, (*_STAYS_QUANTIZED, tq.QuantStub, tq.DeQuantStub))
+        if wanted and module not in kept:
+            module.qconfig = qconfig
     with repro.quiet():
-        qconfig = qconfig or tq.get_default_qconfig(engine)
-        for module in holder.modules():
-            wanted = isinstance(
-                module, (*_STAYS_QUANTIZED, tq.QuantStub, tq.DeQuantStub)
-            )
-            if wanted and module not in kept:
-                module.qconfig = qconfig
-        tq.prepare(holder, inplace=True)
-        _observe(holder[0], batches)
-        tq.convert(holder, inplace=True)
-    return holder[0].eval()  # torch makes its new modules in training mode
+        prepare(holder, inplace=True)
+
+
+def _seen(model: nn.Module, calibration: Tensor | Iterable[Tensor]) -> nn.Module:
+    """Let the observers of a fake-quantized model see the calibration, then rest."""
+    _observe(model.eval(), _checked(calibration))
+    return model.apply(tq.disable_observer)
 
 
 def _runs(

@@ -13,22 +13,26 @@ and the three modules differ in what they make of the accumulator:
 * :class:`DynamicIntegerLinear` measures the input's range at each call and gives
   floats.
 
-The outputs equal the kernels' bit for bit, engine by engine. The engines differ in one
-thing, the bias: FBGEMM (``fbgemm``, ``x86``) keeps it in float, QNNPACK rounds it to an
-integer on the accumulator's scale. The saturation of ``onednn`` on processors without
-VNNI is not here.
+Two more layers are for training next to integers that stay as they are:
+:class:`WeightOnlyInt8Linear` and :class:`LoRALinear`.
+
+The outputs of the first three equal the kernels' bit for bit, engine by engine. The
+engines differ in one thing, the bias: FBGEMM (``fbgemm``, ``x86``) keeps it in float,
+QNNPACK rounds it to an integer on the accumulator's scale. The saturation of ``onednn``
+on processors without VNNI is not here.
 
 Sources: Jacob et al. 2018, arXiv:1712.05877, section 2.2; for FBGEMM's requantization
 Khudia et al. 2021, arXiv:2101.05615.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qtorch_tutorial.affine import QParams, QTensor, quantize
+from qtorch_tutorial.affine import QParams, QTensor, choose_qparams, quantize
 
 ENGINES = ("fbgemm", "x86", "qnnpack")
 """The engines whose arithmetic this module reproduces."""
@@ -284,6 +288,144 @@ def choose_dynamic_qparams(x: Tensor, *, reduce_range: bool) -> QParams:
     return QParams(
         torch.tensor(scale), torch.tensor(nearest, dtype=torch.int32), 0, 255
     )
+
+
+class WeightOnlyInt8Linear(nn.Module):
+    """A Linear whose weight is held in int8 and read back as float in each call.
+
+    Nothing in it is trained unless asked: what :class:`LoRALinear` needs below it. The
+    gradient passes through to the input, and to ``scale`` once that is thawed.
+
+    Attributes
+    ----------
+    q : int8 buffer, shape (out_features, in_features)
+    scale : float parameter, shape (out_features,), frozen
+        The step of each row; ``layer.scale.requires_grad_()`` thaws it. Training only
+        the scales is the idea of PEQA (Kim et al. 2023, arXiv:2305.14152).
+    bias : float parameter, shape (out_features,), frozen; or None
+
+    Examples
+    --------
+    >>> layer = WeightOnlyInt8Linear.from_float(nn.Linear(4, 2))
+    >>> x = torch.ones(1, 4, requires_grad=True)
+    >>> layer(x).sum().backward()
+    >>> layer.q.dtype, x.grad is not None, layer.scale.grad is None
+    (torch.int8, True, True)
+    """
+
+    def __init__(self, q: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("q", q)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.out_features, self.in_features = q.shape
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear) -> "WeightOnlyInt8Linear":
+        """Quantize the weight of a float layer, symmetrically, a scale for each row.
+
+        Raises
+        ------
+        TypeError
+            If ``linear`` is not an ``nn.Linear``.
+        ValueError
+            If its weight holds a NaN or an infinity.
+        """
+        if type(linear) is not nn.Linear:
+            raise TypeError(f"expected an nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight.detach()
+        grid = choose_qparams(weight, signed=True, symmetric=True, axis=0)
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return cls(quantize(weight, grid).q, grid.scale, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float (..., in_features) to float (..., out_features)."""
+        weight = self.q.to(self.scale.dtype) * self.scale[:, None]
+        return nn.functional.linear(x, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Say in ``repr`` what an ``nn.Linear`` says."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer and, beside it, a trainable one of low rank.
+
+    ::
+
+        y = base(x) + alpha / rank * (x @ down.T) @ up.T
+
+    ``up`` starts at zero, so that at first the sum is the base's output exactly.
+
+    Source: Hu et al. 2021, arXiv:2106.09685, section 4.1. On a quantized base it is the
+    idea of QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
+
+    Parameters
+    ----------
+    base : nn.Module
+        Maps float (..., in_features) to float (..., out_features) and has both as
+        attributes. Its parameters are frozen in place.
+    rank : int
+        1 to the smaller of the two numbers of features.
+    alpha : float, optional
+        Scales the adapter; default: ``rank``, a factor of 1.
+    rng : torch.Generator
+        Draws ``down``, uniform in +/- 1/sqrt(in_features).
+
+    Attributes
+    ----------
+    down : parameter, shape (rank, in_features)
+    up : parameter, shape (out_features, rank)
+
+    Raises
+    ------
+    TypeError
+        If ``base`` does not say how many features it has.
+    ValueError
+        If ``rank`` is out of range.
+
+    Examples
+    --------
+    >>> base = nn.Linear(4, 3)
+    >>> layer = LoRALinear(base, rank=1, rng=torch.Generator().manual_seed(0))
+    >>> x = torch.ones(1, 4)
+    >>> torch.equal(layer(x), base(x))
+    True
+    >>> [name for name, p in layer.named_parameters() if p.requires_grad]
+    ['down', 'up']
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        rank: int,
+        alpha: float | None = None,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if not (hasattr(base, "in_features") and hasattr(base, "out_features")):
+            raise TypeError(
+                f"{type(base).__name__} does not have in_features and out_features"
+            )
+        last = min(base.in_features, base.out_features)
+        if not 1 <= rank <= last:
+            raise ValueError(f"rank must be in 1..{last}, got {rank}")
+        self.base = base.requires_grad_(False)
+        self.factor = (rank if alpha is None else alpha) / rank
+        bound = 1 / math.sqrt(base.in_features)
+        down = torch.empty(rank, base.in_features).uniform_(
+            -bound, bound, generator=rng
+        )
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float (..., in_features) to float (..., out_features)."""
+        return self.base(x) + self.factor * (x @ self.down.T) @ self.up.T
 
 
 def _unpack(module: nn.Module) -> tuple[QTensor, Tensor | None]:

@@ -15,14 +15,28 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC
+from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, QAT, QAT_FUSED, STATIC
 from qtorch_tutorial.measure import Latency
 
 WARM = FLOAT.color
 COOL = STATIC.color
 COLORS = {form.name: form.color for form in FORMS}
-MARKERS = {FLOAT.name: "o", DYNAMIC.name: "^", STATIC.name: "s", FUSED.name: "D"}
-HATCHES = {FLOAT.name: "", DYNAMIC.name: "//", STATIC.name: "..", FUSED.name: "xx"}
+MARKERS = {
+    FLOAT.name: "o",
+    DYNAMIC.name: "^",
+    STATIC.name: "s",
+    FUSED.name: "D",
+    QAT.name: "P",
+    QAT_FUSED.name: "X",
+}
+HATCHES = {
+    FLOAT.name: "",
+    DYNAMIC.name: "//",
+    STATIC.name: "..",
+    FUSED.name: "xx",
+    QAT.name: "--",
+    QAT_FUSED.name: "++",
+}
 WARM_TO_COOL = LinearSegmentedColormap.from_list(
     "warm_to_cool", [COOL, "#f7f7f7", WARM]
 )

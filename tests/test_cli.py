@@ -113,7 +113,7 @@ def test_the_doctor_shows_what_the_probe_finds():
     found = (here.python, here.torch, *here.engines, *here.instructions)
     for value in (*found, f"threads │ {here.threads} ", f"engine │ {here.engine} "):
         assert value in shown
-    assert re.search(r"chapters 01 to 09 +│ run", result.stdout)
+    assert re.search(r"chapters 01 to 13 +│ run", result.stdout)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_doctor_says_whether_numbers_will_be_those_printed(engine, told):
         pytest.skip(f"this build has no {engine}")
     with repro.engine(engine):
         result = qtorch("doctor")
-    (row,) = [r for r in result.stdout.splitlines() if "01 to 09" in r]
+    (row,) = [r for r in result.stdout.splitlines() if "01 to 13" in r]
     assert told in row
 
 

@@ -14,7 +14,7 @@ import zoo
 from torch import nn
 
 from qtorch_tutorial import compare, repro
-from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC
+from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, LAMPS, STATIC
 from qtorch_tutorial.data import Split
 
 COLUMNS = ["module", "size_bytes", "file_bytes", "accuracy", "agreement", "sqnr_db",
@@ -95,7 +95,7 @@ def test_bytes_are_those_counted_by_hand(split):
 def test_file_bytes_are_those_of_the_converted_model(split):
     model = zoo.make("sequential")
     table = run(model, split, calibration_rows=50)
-    for form in FORMS:
+    for form in LAMPS:
         file = io.BytesIO()
         torch.save(form.make(model, split.train_x[:50]).state_dict(), file)
         assert table.file_bytes[form.name] == len(file.getvalue())
@@ -107,7 +107,7 @@ def test_quality_is_what_a_count_row_by_row_gives(split):
     truth = split.test_y.tolist()
     with torch.no_grad():
         before = FLOAT.make(model, None)(split.test_x).tolist()
-        for form in FORMS:
+        for form in LAMPS:
             after = form.make(model, split.train_x[:50])(split.test_x).tolist()
             guesses = [row.index(max(row)) for row in after]
             right = sum(g == t for g, t in zip(guesses, truth, strict=True))

@@ -9,15 +9,27 @@ import zoo
 from torch import nn
 from torch.ao import quantization as tq
 from torch.ao.nn import intrinsic as nni
+from torch.ao.nn import qat as nnqat
 from torch.ao.nn import quantized as nnq
+from torch.ao.nn.intrinsic import qat as nniqat
 from torch.ao.nn.intrinsic import quantized as nniq
 from torch.ao.nn.quantized import dynamic as nnqd
 
 from qtorch_tutorial import convert, measure, repro
-from qtorch_tutorial.convert import DYNAMIC, FLOAT, FORMS, FUSED, STATIC
+from qtorch_tutorial.convert import (
+    DYNAMIC,
+    FLOAT,
+    FORMS,
+    FUSED,
+    LAMPS,
+    QAT,
+    QAT_FUSED,
+    STATIC,
+)
 
 FORM = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-QUANTIZED = pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: form.name)
+LAMP = pytest.mark.parametrize("form", LAMPS, ids=lambda form: form.name)
+QUANTIZED = pytest.mark.parametrize("form", LAMPS[1:], ids=lambda form: form.name)
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 MIN_MAX = tq.QConfig(
     activation=tq.MinMaxObserver.with_args(dtype=torch.quint8),
@@ -104,7 +116,7 @@ def test_the_output_stays_near_the_float_output(form, bias, nesting, x):
     assert (0.1 if bias else 0.3) * expected <= error <= 2 * expected
 
 
-@FORM
+@LAMP
 @BIAS
 @NESTING
 def test_size_bytes_equals_a_count_by_hand(form, bias, nesting, x):
@@ -125,7 +137,7 @@ def test_size_bytes_equals_a_count_by_hand(form, bias, nesting, x):
     assert measure.size_bytes(made) == expected
 
 
-@FORM
+@LAMP
 @NESTING
 def test_every_linear_layer_becomes_the_forms_module(form, nesting, x):
     made = form.make(zoo.make(nesting), x)
@@ -368,3 +380,289 @@ def test_a_model_with_less_in_integers_is_closer_to_float_and_larger(make, x):
 def test_names_that_are_no_layers_or_all_layers_are_refused(make, names, message, x):
     with pytest.raises(ValueError, match=message):
         make(zoo.make("sequential", bias=True), x, names)
+
+
+# --- fine-tuning: to_qat and from_qat --------------------------------------------
+
+FUSE = pytest.mark.parametrize("fuse", [False, True], ids=["qat", "qat-fused"])
+BITS = pytest.mark.parametrize("bits", [8, 4, 3, 2])
+
+
+def tuned(nesting, x, *, qconfig=None, fuse=False):
+    """A fake-quantized model after a few steps that only make its weights its own."""
+    model = convert.to_qat(zoo.make(nesting), qconfig=qconfig, fuse=fuse)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for batch in x.split(64):
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+    model.eval()(x)  # the observers see the last weights
+    return model.apply(tq.disable_observer)
+
+
+@FUSE
+@NESTING
+def test_every_linear_layer_becomes_one_to_train(fuse, nesting):
+    model = convert.to_qat(zoo.make(nesting).eval(), fuse=fuse)
+    kinds = {type(m) for m in linear_modules(model)}
+    fused = {nniqat.LinearReLU, nniqat.LinearBn1d} if fuse else set()
+    assert kinds <= {nnqat.Linear, *fused}
+    assert len(linear_modules(model)) == len(linear_modules(zoo.make(nesting)))
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_fused_joins_the_relu_or_the_batch_norm():
+    kinds = [type(m) for m in convert.to_qat(zoo.make("sequential"), fuse=True)]
+    assert kinds == [
+        tq.QuantStub, nniqat.LinearReLU, nn.Identity, nniqat.LinearReLU, nn.Identity,
+        nnqat.Linear, tq.DeQuantStub,
+    ]  # fmt: skip
+    body = convert.to_qat(zoo.make("two-heads"), fuse=True).body
+    assert [type(m) for m in body][1:4] == [nniqat.LinearBn1d, nn.Identity, nn.ReLU]
+
+
+@FUSE
+@NESTING
+def test_conversion_gives_the_names_and_modules_of_the_static_forms(fuse, nesting, x):
+    if fuse and nesting == "two-heads":
+        pytest.skip("to_fused joins Linear, BatchNorm1d and ReLU; torch's QAT cannot")
+    made = convert.from_qat(tuned(nesting, x, fuse=fuse))
+    form = FUSED if fuse else STATIC
+    theirs = form.make(zoo.make(nesting), x)
+    assert [(n, type(m)) for n, m in made.named_modules()] == [
+        (n, type(m)) for n, m in theirs.named_modules()
+    ]
+    assert not any(m.training for m in made.modules())
+    if nesting != "two-heads":  # BatchNorm stays float there
+        assert list(made.parameters()) == []
+
+
+@FUSE
+def test_both_ways_are_torchs_own_steps(fuse, x):
+    model = zoo.make("sequential")
+    by_hand = nn.Sequential(tq.QuantStub(), *copy.deepcopy(model), tq.DeQuantStub())
+    by_hand.train()
+    if fuse:
+        tq.fuse_modules_qat(by_hand, [["1", "2"], ["3", "4"]], inplace=True)
+    by_hand.qconfig = tq.get_default_qat_qconfig(torch.backends.quantized.engine)
+    tq.prepare_qat(by_hand, inplace=True)
+    made = convert.to_qat(model, fuse=fuse)
+    for _ in range(3):
+        assert torch.equal(made(x), by_hand(x))
+    assert torch.equal(convert.from_qat(made)(x), tq.convert(by_hand.eval())(x))
+
+
+@pytest.mark.parametrize(
+    ("engine", "bits"),
+    [("qnnpack", 8), ("fbgemm", 4), ("fbgemm", 3), ("fbgemm", 2)],
+)
+@FUSE
+@NESTING
+def test_the_converted_model_predicts_as_the_fake_quantized_one(
+    engine, bits, fuse, nesting, x
+):
+    # The stated bound. Both round the same sums to the same grid; one sums floats, the
+    # other integers, so only a sum within float's error of a tie can go apart, to the
+    # neighboring step. (A reduced range and the bias of QNNPACK: see the next tests.)
+    with repro.engine(engine):
+        qconfig = convert.low_bit_qconfig(bits)
+        model = tuned(nesting, x, qconfig=qconfig, fuse=fuse)
+        made = convert.from_qat(model)
+        wide = torch.cat([x, 3 * x])  # far beyond what the observers saw
+        with torch.no_grad():
+            before, after = model(wide), made(wide)
+    last = [m for m in model.modules() if isinstance(m, nnqat.Linear)][-1]
+    steps = (before - after).abs() / last.activation_post_process.scale
+    share = 0.97 if engine == "qnnpack" else 0.995
+    if fuse and nesting == "two-heads":
+        # Folding batch norm rounds anew, and the negative end of each row lies on a tie
+        # (7.5 steps): its integer may be the neighbor.
+        share = 0.95
+    assert (steps < 0.01).float().mean() > share
+    if nesting == "bare":  # no hidden step, which would weigh as its weight does
+        assert steps.max() < 1.01
+
+
+@FUSE
+def test_a_reduced_range_differs_only_where_training_clamps(fuse, x):
+    with repro.engine("fbgemm"):
+        qconfig = convert.low_bit_qconfig(8)
+        model = convert.to_qat(zoo.make("sequential"), qconfig=qconfig, fuse=fuse)
+        model.eval()(x)  # a first batch gives the moving average its whole range
+        model.apply(tq.disable_observer)
+        made = convert.from_qat(model)
+        with torch.no_grad():
+            inside = model(x) - made(x)
+            beyond = model(3 * x) - made(3 * x)
+    step = made[-2].scale
+    assert inside.abs().max() < 1.5 * step
+    assert beyond.abs().max() > 5 * step
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_qnnpack_rounds_the_bias_to_a_step_of_the_accumulator(bits, x):
+    # So the two agree less there, and the less the fewer bits: the step is coarser.
+    shares = {}
+    for bias in (True, False):
+        with repro.engine("qnnpack"):
+            qconfig = convert.low_bit_qconfig(bits)
+            model = convert.to_qat(zoo.make("bare", bias=bias), qconfig=qconfig)
+            model.eval()(x)
+            made = convert.from_qat(model.apply(tq.disable_observer))
+            with torch.no_grad():
+                steps = (model(x) - made(x)).abs() / made[1].scale
+        assert steps.max() < 1.01
+        shares[bias] = (steps < 0.01).float().mean()
+    assert shares[False] > 0.995
+    assert shares[True] > (0.99 if bits == 8 else 0.8)
+
+
+@BITS
+def test_a_grid_of_few_bits_holds_in_training_and_in_the_kernel(bits, x):
+    with repro.engine("qnnpack"):
+        qconfig = convert.low_bit_qconfig(bits)
+        static = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+        trained = convert.from_qat(tuned("bare", x, qconfig=qconfig))
+    for model in (static, trained):
+        weight = model[1].weight().int_repr()
+        assert weight.min() >= -(2 ** (bits - 1))
+        assert weight.max() <= 2 ** (bits - 1) - 1
+        assert len(weight.unique()) > min(2 ** (bits - 1), 40)  # not a coarser one
+        for part in (model[0], model[:2]):
+            out = part(9 * x).int_repr()  # far beyond what was seen
+            assert out.min() == 0
+            assert out.max() == 2**bits - 1
+
+
+@pytest.mark.parametrize(("engine", "last"), [("qnnpack", 255), ("fbgemm", 127)])
+def test_eight_bits_follow_the_engine_and_fewer_do_not(engine, last):
+    with repro.engine(engine):
+        full, four = convert.low_bit_qconfig(8), convert.low_bit_qconfig(4)
+        assert full.activation().quant_max == last
+        assert four.activation().quant_max == 15
+
+
+def test_the_scale_of_a_weight_follows_it_at_once(x):
+    model = convert.to_qat(zoo.make("bare"), qconfig=convert.low_bit_qconfig(4))
+    model(x)
+    model[1].weight.data *= 3
+    model(x)
+    expected = model[1].weight.abs().amax(1) / 7.5
+    torch.testing.assert_close(model[1].weight_fake_quant.scale, expected)
+
+
+@FUSE
+def test_from_qat_leaves_its_argument_as_it_was(fuse, x):
+    model = tuned("two-heads", x, fuse=fuse).train()
+    before, text = copy.deepcopy(model.state_dict()), str(model)
+    convert.from_qat(model)
+    assert str(model) == text
+    assert model.training
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("form", [QAT, QAT_FUSED], ids=lambda form: form.name)
+def test_the_training_forms_are_calibrated_trainable_and_not_smaller(form, x):
+    model = zoo.make("sequential")
+    made = form.make(model, x)
+    before = copy.deepcopy(made.state_dict())
+    assert form.trainable
+    assert list(made.parameters())
+    assert measure.size_bytes(made) >= measure.size_bytes(model)
+    made(9 * x)
+    assert all(torch.equal(made.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_kept_layer_is_trained_in_float(x):
+    model = convert.to_qat(zoo.make("sequential"), keep_float=["4"])
+    assert type(model.get_submodule("4")) is nn.Linear
+    model(x).square().mean().backward()
+    assert model.get_submodule("4").weight.grad is not None
+    assert type(convert.from_qat(model).get_submodule("4")) is nn.Linear
+
+
+def test_a_model_fused_for_training_by_hand_is_taken_for_training_only(x):
+    model = zoo.make("two-heads").train()
+    tq.fuse_modules_qat(model.body, ["0", "1"], inplace=True)
+    assert any(type(m) is nniqat.LinearBn1d for m in convert.to_qat(model).modules())
+    with pytest.raises(ValueError, match=r"'body\.0' was fused for training"):
+        convert.to_static(model, calibration=x)
+
+
+def test_batch_norm_is_folded_at_conversion_with_its_running_statistics(x):
+    # The oracle: fold by the textbook, in float64.
+    model = tuned("two-heads", x, fuse=True, qconfig=convert.low_bit_qconfig(8))
+    (layer,) = (m for m in model.modules() if type(m) is nniqat.LinearBn1d)
+    factor = layer.bn.weight / (layer.bn.running_var + layer.bn.eps).sqrt()
+    expected = (layer.bias - layer.bn.running_mean) * factor + layer.bn.bias
+    made = convert.from_qat(model)
+    (folded,) = (m for m in made.body.modules() if type(m) is nnq.Linear)
+    torch.testing.assert_close(folded.bias(), expected.detach())
+    weight = layer.weight * factor[:, None]
+    error = (folded.weight().dequantize() - weight).abs().amax(1)
+    # Half a step, and the end that a symmetric grid of an even number of steps lacks.
+    scales = folded.weight().q_per_channel_scales()
+    assert (error <= 0.51 * scales).all()
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4])
+def test_a_width_that_is_no_grid_is_refused(bits):
+    with pytest.raises(ValueError, match=rf"bits must be in 2\.\.8, got {bits}"):
+        convert.low_bit_qconfig(bits)
+
+
+def test_a_model_that_cannot_be_trained_is_refused():
+    frozen = zoo.make("bare").requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that can be trained"):
+        convert.to_qat(frozen)
+
+
+def test_a_model_made_for_inference_only_gives_one_to_train(x):
+    with torch.inference_mode():
+        inference = zoo.make("bare")
+    made = convert.to_qat(inference)
+    made(x).square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in made.parameters())
+
+
+def test_a_qconfig_that_only_observes_is_refused():
+    with pytest.raises(ValueError, match="nothing would be fake-quantized"):
+        convert.to_qat(zoo.make("bare"), qconfig=tq.get_default_qconfig("x86"))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda x: zoo.make("bare"), ValueError, "nothing .* is fake-quantized"),
+        (lambda x: "model", TypeError, "expected an nn.Module, got str"),
+        (
+            lambda x: convert.from_qat(tuned("bare", x)),
+            ValueError,
+            "nothing .* is fake-quantized",
+        ),
+        (
+            lambda x: convert.to_qat(zoo.make("bare")),
+            ValueError,
+            "'0.activation_post_process' has never seen data",
+        ),
+        (
+            lambda x: convert.to_qat(
+                zoo.make("bare"), qconfig=convert.low_bit_qconfig(4)
+            ),
+            ValueError,
+            "'0.activation_post_process' has never seen data",
+        ),
+    ],
+    ids=["float", "no-module", "converted", "not-calibrated", "low-bit"],
+)
+def test_a_model_that_is_not_ready_for_conversion_is_refused(model, error, message, x):
+    with pytest.raises(error, match=message):
+        convert.from_qat(model(x))
+
+
+def test_training_on_an_engine_that_this_build_lacks_is_refused(monkeypatch):
+    kind = type(torch.backends.quantized)
+    monkeypatch.setattr(kind, "supported_engines", ["none", "other"])
+    with pytest.raises(ValueError, match="not supported here; supported are other"):
+        convert.to_qat(zoo.make("bare"))

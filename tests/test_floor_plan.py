@@ -26,8 +26,9 @@ FLOORS = (
     ("cli",),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
-SHARED_LINES = 1700
-"""Lines of code on floors 0 to 4, the checks left out: about 1,500 and the search."""
+SHARED_LINES = 1900
+"""Lines of code on floors 0 to 4, the checks left out: about 1,500, the search and
+fine-tuning."""
 
 SOURCES = {
     str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8")

@@ -1,18 +1,24 @@
 """layers: equal to the kernels on every element, engine by engine."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
+from torch.ao import quantization as tq
 from torch.ao.nn import quantized as nnq
 from torch.ao.nn.intrinsic import quantized as nniq
 from torch.ao.nn.quantized import dynamic as nnqd
 
-from qtorch_tutorial import repro
+from qtorch_tutorial import data, repro, train
 from qtorch_tutorial.affine import QParams, QTensor, choose_qparams, quantize
 from qtorch_tutorial.layers import (
     ENGINES,
     DynamicIntegerLinear,
     IntegerLinear,
     IntegerLinearReLU,
+    LoRALinear,
+    WeightOnlyInt8Linear,
     choose_dynamic_qparams,
 )
 
@@ -301,3 +307,164 @@ def test_a_reference_without_its_bias_would_be_caught(rng):
     bare = IntegerLinear(layer.weight, None, layer.engine, layer.output)
     assert not torch.equal(bare(x_q).q, layer(x_q).q)
     assert isinstance(layer(x_q), QTensor)
+
+
+# --- layers to train next to integers --------------------------------------------
+
+
+def float_layer(rng, features=7, units=5, bias=True):
+    layer = nn.Linear(features, units, bias=bias)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng)
+    return layer
+
+
+def gradients(loss, tensors):
+    return torch.autograd.grad(loss, tensors)
+
+
+@BIAS
+def test_a_weight_only_layer_is_a_linear_with_a_rounded_weight(bias, rng):
+    linear = float_layer(rng, bias=bias)
+    linear.weight.data[2] = 0  # a row without a range
+    layer = WeightOnlyInt8Linear.from_float(linear)
+    error = (layer.q * layer.scale[:, None] - linear.weight).abs()
+    assert layer.q.dtype == torch.int8
+    # Half a step; a whole one would need rounding down. The largest positive value of a
+    # row lies at 127.5 steps.
+    assert (error <= 0.5001 * layer.scale[:, None]).all()
+    assert (layer.scale * 127.5 - linear.weight.abs().amax(1)).abs().max() < 2e-5
+    x = torch.randn(3, 4, 7, generator=rng)
+    reference = nn.functional.linear(
+        x.double(), (layer.q.double() * layer.scale.double()[:, None]), linear.bias
+        if linear.bias is None else linear.bias.double()
+    )  # fmt: skip
+    torch.testing.assert_close(layer(x), reference.float())
+    assert (layer.bias is None) == (not bias)
+    assert repr(layer).endswith(f"in_features=7, out_features=5, bias={bias})")
+
+
+def test_a_weight_only_layer_is_torchs_own_quantized_weight(rng):
+    linear = float_layer(rng)
+    linear.qconfig = tq.per_channel_dynamic_qconfig
+    weight = nnqd.Linear.from_float(linear).weight()
+    layer = WeightOnlyInt8Linear.from_float(linear)
+    assert torch.equal(layer.q, weight.int_repr())
+    torch.testing.assert_close(
+        layer.scale.double(), weight.q_per_channel_scales(), rtol=1e-6, atol=0
+    )
+
+
+@BIAS
+def test_the_gradients_of_a_weight_only_layer_are_those_of_its_float_twin(bias, rng):
+    layer = WeightOnlyInt8Linear.from_float(float_layer(rng, bias=bias)).double()
+    layer.scale.requires_grad_()
+    x = torch.randn(6, 7, dtype=torch.float64, generator=rng, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    weight = (layer.q * layer.scale[:, None]).detach().requires_grad_()
+    twin = nn.functional.linear(x, weight, layer.bias).square().sum()
+    of_x, of_weight = gradients(twin, [x, weight])
+    theirs, of_scale = gradients(layer(x).square().sum(), [x, layer.scale])
+    torch.testing.assert_close(theirs, of_x)
+    # The chain rule: a weight is its integer times the scale of its row.
+    torch.testing.assert_close(of_scale, (of_weight * layer.q).sum(1))
+
+
+def test_a_weight_only_layer_shares_nothing_with_the_layer_it_came_from(rng):
+    linear = float_layer(rng)
+    layer = WeightOnlyInt8Linear.from_float(linear)
+    before = copy.deepcopy(layer.state_dict())
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(layer.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_weight_only_layer_is_frozen_until_its_scale_is_thawed(rng):
+    x = torch.randn(40, 7, generator=rng)
+    split = data.Split(x, (x[:, 0] > 0).long(), x, (x[:, 0] > 0).long())
+    model = nn.Sequential(WeightOnlyInt8Linear.from_float(float_layer(rng)))
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        train.fit(model, split, epochs=1, lr=0.1, rng=rng)
+    before = copy.deepcopy(model.state_dict())
+    model[0].scale.requires_grad_()
+    losses = train.fit(model, split, epochs=20, lr=0.02, rng=rng, progress=False)
+    assert losses[-1] < losses[0]
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"0.scale"}
+    assert model[0].q.dtype == torch.int8
+
+
+def test_a_weight_only_layer_is_made_of_a_linear_alone(rng):
+    with pytest.raises(TypeError, match=r"expected an nn\.Linear, got ReLU"):
+        WeightOnlyInt8Linear.from_float(nn.ReLU())
+    linear = float_layer(rng)
+    linear.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        WeightOnlyInt8Linear.from_float(linear)
+
+
+@pytest.fixture(params=["float", "weight-only"])
+def base(request, rng):
+    linear = float_layer(rng)
+    if request.param == "float":
+        return linear
+    return WeightOnlyInt8Linear.from_float(linear)
+
+
+def test_an_adapter_starts_as_its_base_and_freezes_it(base, rng):
+    layer = LoRALinear(base, rank=2, rng=rng)
+    x = torch.randn(3, 4, 7, generator=rng)
+    assert torch.equal(layer(x), base(x))
+    assert layer.down.abs().sum() > 0
+    thawed = [n for n, p in layer.named_parameters() if p.requires_grad]
+    assert thawed == ["down", "up"]
+
+
+@pytest.mark.parametrize(("alpha", "factor"), [(None, 1.0), (6.0, 3.0)])
+def test_an_adapter_is_its_float_twin_with_the_product_merged(alpha, factor, base, rng):
+    layer = LoRALinear(base, rank=2, alpha=alpha, rng=rng)
+    layer.up.data = torch.randn(5, 2, generator=rng)
+    layer = layer.double()
+    eye = torch.eye(7, dtype=torch.float64)
+    weight = (base(eye) - base(0 * eye)).T.detach()
+    bias = base(0 * eye)[0].detach()
+    x = torch.randn(6, 7, dtype=torch.float64, generator=rng, requires_grad=True)
+    down, up = (p.detach().clone().requires_grad_() for p in (layer.down, layer.up))
+    twin = nn.functional.linear(x, weight + factor * up @ down, bias)
+    torch.testing.assert_close(layer(x), twin)
+    torch.testing.assert_close(
+        gradients(layer(x).square().sum(), [x, layer.down, layer.up]),
+        gradients(twin.square().sum(), [x, down, up]),
+    )
+    assert torch.autograd.gradcheck(layer, x)
+
+
+def test_only_the_adapter_moves_when_it_is_trained(base, rng):
+    x = torch.randn(40, 7, generator=rng)
+    split = data.Split(x, (x[:, 1] > 0).long(), x, (x[:, 1] > 0).long())
+    model = nn.Sequential(LoRALinear(base, rank=1, rng=rng))
+    before = copy.deepcopy(model.state_dict())
+    train.fit(model, split, epochs=2, lr=0.01, rng=rng, progress=False)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"0.down", "0.up"}
+
+
+def test_an_adapter_stands_on_a_dynamic_layer_too(rng):
+    model = tq.quantize_dynamic(nn.Sequential(nn.Linear(7, 5)), {nn.Linear})
+    layer = LoRALinear(model[0], rank=1, rng=rng)
+    x = torch.randn(3, 7, generator=rng)
+    assert torch.equal(layer(x), model[0](x))
+    layer(x).square().sum().backward()
+    assert layer.up.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("rank", [0, -1, 6])
+def test_a_rank_that_no_weight_has_is_refused(rank, base, rng):
+    with pytest.raises(ValueError, match=rf"rank must be in 1\.\.5, got {rank}"):
+        LoRALinear(base, rank=rank, rng=rng)
+
+
+def test_a_base_without_features_is_refused(rng):
+    with pytest.raises(TypeError, match="ReLU does not have in_features"):
+        LoRALinear(nn.ReLU(), rank=1, rng=rng)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qtorch_tutorial import data, measure, models, repro, train
+from qtorch_tutorial import convert, data, measure, models, repro, train
 
 
 def fitted(seed=0, **kwargs):
@@ -79,9 +79,23 @@ def test_every_epoch_sees_each_row_once_in_an_order_of_its_own(rng):
 
 def test_the_bar_is_shown_on_request(capsys):
     fitted(epochs=1, progress=True)
-    assert "loss=" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "loss=" in shown
+    assert "accuracy=" in shown
     fitted(epochs=1)
     assert capsys.readouterr().err == ""
+
+
+def test_the_accuracy_shown_is_that_of_the_training_part(capsys):
+    x = torch.tensor([[1.0], [-1.0]]).repeat(8, 1)
+    y = (x[:, 0] > 0).long()
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-9.0], [9.0]]))
+    flipped = torch.cat([y[:12], 1 - y[12:]])  # 12 of 16 as the model says
+    split = data.Split(x, flipped, x, y)
+    train.fit(model, split, epochs=1, lr=1e-6, rng=repro.generator(0), batch_size=16)
+    assert "accuracy=75.0%" in capsys.readouterr().err
 
 
 def test_a_model_without_parameters_is_refused(rng):
@@ -91,6 +105,171 @@ def test_a_model_without_parameters_is_refused(rng):
         train.fit(nn.ReLU(), split, epochs=1, lr=0.1, rng=rng)
 
 
-def test_a_loss_that_is_no_number_stops_at_once():
-    with pytest.raises(ValueError, match="the loss is nan"):
+def small(rng, rows=40):
+    """A task that a small model learns, and a model with batch normalization."""
+    x = torch.randn(rows, 6, generator=rng)
+    split = data.Split(x, (x[:, 0] > 0).long(), x, (x[:, 0] > 0).long())
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)
+    )
+    return model, split
+
+
+def fit_small(model, split, **kwargs):
+    options = {"epochs": 2, "lr": 1e-2, "batch_size": 10, "progress": False} | kwargs
+    return train.fit(model, split, rng=repro.generator(0), **options)
+
+
+def test_only_what_is_thawed_moves_and_only_that_reaches_the_optimizer(rng):
+    model, split = small(rng)
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    given = []
+
+    def sgd(parameters, lr):
+        given.append((list(parameters), lr))
+        return torch.optim.SGD(given[-1][0], lr=lr)
+
+    fit_small(model, split, optimizer=sgd, lr=0.125)
+    ((parameters, lr),) = given
+    assert lr == 0.125
+    assert {id(p) for p in parameters} == {
+        id(p) for p in model.parameters() if p.requires_grad
+    }
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert not {"0.weight", "0.bias"} & moved
+    assert {"1.weight", "1.bias", "3.weight", "3.bias"} <= moved
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["qat", "qat-fused"])
+def test_a_fake_quantized_model_learns_and_repeats(fuse):
+    network, _, split = fitted(epochs=6)
+    runs = []
+    for _ in range(2):
+        model = convert.to_qat(network, qconfig=convert.low_bit_qconfig(3), fuse=fuse)
+        losses = train.fit(
+            model, split, epochs=4, lr=1e-3, rng=repro.generator(1), progress=False
+        )
+        runs.append(model.state_dict())
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(torch.equal(runs[0][k], v) for k, v in runs[1].items())
+
+
+def observed(model):
+    """What the observer of the input has seen: it does not depend on any weight."""
+    observer = model[0].activation_post_process.activation_post_process
+    return observer.min_val.item(), observer.max_val.item()
+
+
+def test_observers_follow_the_data_in_the_first_epochs_only(rng):
+    model, split = small(rng)
+    seen = {}
+    for epochs, observe in ((1, None), (3, 1), (3, None), (3, 0)):
+        made = convert.to_qat(model)
+        made(split.train_x)  # or a grid of 0 epochs would never have seen data
+        start = observed(made)
+        fit_small(made, split, epochs=epochs, observe_epochs=observe)
+        seen[epochs, observe] = observed(made)
+    assert seen[3, 0] == start
+    assert seen[3, 1] == seen[1, None] != start
+    assert seen[3, None] != seen[3, 1]
+
+
+def test_looking_at_a_fitted_model_does_not_change_it(rng):
+    model, split = small(rng)
+    made = convert.to_qat(model, fuse=True)
+    fit_small(made, split)
+    before = copy.deepcopy(made.state_dict())
+    with torch.no_grad():
+        made(100 * split.test_x)
+    assert all(torch.equal(made.state_dict()[k], v) for k, v in before.items())
+    assert not any(m.training for m in made.modules())
+
+
+@pytest.mark.parametrize("form", ["float", "qat", "qat-fused"])
+def test_batch_norm_follows_the_batches_in_the_first_epochs_only(form, rng):
+    model, split = small(rng)
+    seen = {}
+    for epochs, follow in ((1, None), (3, 1), (3, None), (3, 0)):
+        made = copy.deepcopy(model)
+        if form != "float":
+            made = convert.to_qat(model, fuse=form == "qat-fused")
+        # Without a step the mean depends on the batches alone.
+        fit_small(made, split, epochs=epochs, batch_norm_epochs=follow, lr=0.0)
+        (norm,) = (m for m in made.modules() if isinstance(m, nn.BatchNorm1d))
+        seen[epochs, follow] = norm.running_mean
+    assert torch.equal(seen[3, 0], torch.zeros(8))
+    assert torch.equal(seen[3, 1], seen[1, None])
+    assert not torch.equal(seen[3, None], seen[3, 1])
+    assert not torch.equal(seen[3, 1], seen[3, 0])
+
+
+def test_a_frozen_batch_norm_uses_its_running_statistics(rng):
+    model, split = small(rng)
+    model[1].running_mean += 1.0
+    made = copy.deepcopy(model)
+    (loss,) = fit_small(
+        made, split, epochs=1, lr=0.0, batch_size=40, batch_norm_epochs=0
+    )
+    scores = model.eval()(split.train_x)
+    expected = nn.functional.cross_entropy(scores, split.train_y)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- what is refused -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [-100, -1, 2])
+def test_a_label_that_is_no_class_is_refused_before_any_step(label, rng):
+    model, split = small(rng)
+    before = copy.deepcopy(model.state_dict())
+    split.train_y[-1] = label  # by chance in any batch
+    with pytest.raises(ValueError, match=rf"labels must be in 0\.\.1.*{label}"):
+        fit_small(model, split, batch_size=1, batch_norm_epochs=0)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_loss_that_is_no_number_stops_and_gives_the_last_good_weights_back(rng):
+    # One row a step; the order is the generator's, so the step of the bad row is known.
+    x = torch.randn(9, 3, generator=rng)
+    y = torch.arange(9) % 2
+    x[5] = float("nan")
+    model = nn.Linear(3, 2)
+    by_hand = copy.deepcopy(model).double()
+    order = torch.randperm(9, generator=repro.generator(0)).tolist()
+    step = order.index(5) + 1
+    assert step > 2  # or this test would show little
+    with pytest.raises(ValueError, match=f"the loss is nan at step {step}: "):
+        fit_small(model, data.Split(x, y, x, y), batch_size=1)
+    # The last finite loss was the step's before; its weights had step - 2 updates.
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-2)
+    for row in order[: step - 2]:
+        optimizer.zero_grad()
+        scores = by_hand(x[[row]].double())
+        nn.functional.cross_entropy(scores, y[[row]]).backward()
+        optimizer.step()
+    assert torch.equal(model.weight, by_hand.weight.float())
+    assert not model.training
+
+
+def test_a_bad_first_row_leaves_everything_as_it_was(rng):
+    model, split = small(rng)
+    before = copy.deepcopy(model.state_dict())
+    split.train_x[:] = float("nan")
+    with pytest.raises(ValueError, match="the loss is nan at step 1"):
+        fit_small(model, split)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_weights_that_the_very_last_step_spoils_are_given_back(rng):
+    model, split = small(rng)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="the weights are no finite numbers at step 1"):
+        fit_small(model, split, epochs=1, batch_size=40, lr=1e300)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_learning_rate_beyond_all_bounds_is_seen_at_the_second_step():
+    with pytest.raises(ValueError, match="the loss is nan at step 2"):
         fitted(lr=1e300)

@@ -22,6 +22,9 @@ ALLOWED = {
 }
 """Names that may be unused, each with its reason."""
 
+CALLED_BY_TORCH = ("forward", "backward", "extra_repr")
+"""Methods of modules and autograd functions."""
+
 EXERCISE = re.compile(r"ch\d\d\.\w+")
 """check("ch04.ex1", ...) reaches an exercise by its name."""
 
@@ -150,9 +153,8 @@ def unused_methods(package: dict[str, str], roots: list[str]) -> set[str]:
         if isinstance(kind, ast.ClassDef)
         for method in kind.body
         if isinstance(method, ast.FunctionDef)
-        # PyTorch calls the two methods of an autograd function itself.
         and not method.name.startswith("_")
-        and method.name not in ("forward", "backward", *spoken)
+        and method.name not in (*CALLED_BY_TORCH, *spoken)
     }
 
 
