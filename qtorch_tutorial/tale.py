@@ -6,7 +6,9 @@ mixture **it depends**. A trial that finds another verdict than the one recorded
 raises, and so stops the build.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 UPHELD = "upheld"
@@ -154,16 +156,67 @@ _ALL = (
         "Faster than float at 2048 wide, with half of dynamic's peak; not at 64 "
         "wide, not with engine qnnpack, and never better than fused before a ReLU.",
     ),
-    Claim("T15", "quantize_dynamic quantizes weights and activations.", 10),
-    Claim("T16", "The quantized model can then be trained.", 10),
     Claim(
-        "T17", "A quantized layer is frozen by layer.weight.requires_grad = False.", 10
+        "T15",
+        "quantize_dynamic quantizes weights and activations.",
+        10,
+        UPHELD,
+        "int8 weights, and an input that every call rounds, whatever PyTorch's own "
+        "docstring says of weights only.",
     ),
-    Claim("T18", "Freezing the last layer leaves only the final layer to train.", 12),
-    Claim("T19", "convert after quantize_dynamic finishes the optimization.", 10),
-    Claim("T20", "nn.quantized.Linear is built with the argument bias=True.", 10),
-    Claim("T21", "A quantized layer can stand in a float model as it is.", 10),
-    Claim("T22", "convert turns nn.ReLU into nn.quantized.ReLU.", 10),
+    Claim(
+        "T16",
+        "The quantized model can then be trained.",
+        10,
+        OVERTURNED,
+        "No parameter for an optimizer, and no gradient through static or dynamic "
+        "layers.",
+    ),
+    Claim(
+        "T17",
+        "A quantized layer is frozen by layer.weight.requires_grad = False.",
+        10,
+        OVERTURNED,
+        "weight is a method and an AttributeError comes back; a converted layer has no "
+        "parameter to freeze.",
+    ),
+    Claim(
+        "T18",
+        "Freezing the last layer leaves only the final layer to train.",
+        12,
+        OVERTURNED,
+        "Frozen, the last layer is the one that stays bit for bit: the others move, or "
+        "none at all if the last layer is a dynamic one.",
+    ),
+    Claim(
+        "T19",
+        "convert after quantize_dynamic finishes the optimization.",
+        10,
+        OVERTURNED,
+        "The same modules and the same outputs: there is nothing left to convert.",
+    ),
+    Claim(
+        "T20",
+        "nn.quantized.Linear is built with the argument bias=True.",
+        10,
+        OVERTURNED,
+        "A TypeError; the static and the dynamic module call it bias_.",
+    ),
+    Claim(
+        "T21",
+        "nn.quantized.Linear can stand in a float model as it is.",
+        10,
+        OVERTURNED,
+        "It refuses a float before prepare, after it, and after convert: the stubs are "
+        "missing. (A dynamic layer would take it.)",
+    ),
+    Claim(
+        "T22",
+        "convert turns nn.ReLU into nn.quantized.ReLU.",
+        10,
+        OVERTURNED,
+        "There is no such class; nn.ReLU stays and works on quantized tensors.",
+    ),
     Claim(
         "T23",
         "fbgemm is the popular configuration for CPUs.",
@@ -192,8 +245,18 @@ _ALL = (
         "T26",
         "The term fine-tuning comes from a paper by LeCun and others of 1995.",
         11,
+        OVERTURNED,
+        "The paper of that title is of November 1998; an abstract of December 1989 "
+        'already has "all-net fine tuning", and no source tells who coined it.',
     ),
-    Claim("T27", "PyTorch was first released in October 2016.", 10),
+    Claim(
+        "T27",
+        "PyTorch was first released in October 2016.",
+        10,
+        OVERTURNED,
+        "Public since 19 January 2017, and version 1.0, which the tale's source is "
+        "about, since 7 December 2018.",
+    ),
 )
 
 CLAIMS: dict[str, Claim] = {claim.id: claim for claim in _ALL}
@@ -279,6 +342,58 @@ def check_between(says: str, measured: float, low: float, high: float) -> None:
     """
     ok = low <= measured <= high
     _report(says, ok, measured, f"between {low:.4g} and {high:.4g}")
+
+
+@contextmanager
+def raises(message: str) -> Iterator[None]:
+    """Print the error that a ``with`` block raises; its text must hold ``message``.
+
+    Raises
+    ------
+    ClaimError
+        If the block raises nothing, or something else.
+
+    Examples
+    --------
+    >>> with raises("division by zero"):
+    ...     1 / 0
+    ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except Exception as error:
+        if message not in str(error):
+            raise ClaimError(f"expected {message!r}, but got: {error}") from error
+        print(f"{type(error).__name__}: {message}")
+        return
+    raise ClaimError(f"expected {message!r}, but nothing was raised")
+
+
+@contextmanager
+def warns(message: str) -> Iterator[None]:
+    """Print the warning that a ``with`` block gives; its text must hold ``message``.
+
+    All warnings of the block are caught; errors are not.
+
+    Raises
+    ------
+    ClaimError
+        If no warning of the block holds ``message``.
+
+    Examples
+    --------
+    >>> with warns("too dark"):
+    ...     warnings.warn("it is too dark to read", stacklevel=2)
+    UserWarning: too dark
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    kinds = [w.category.__name__ for w in caught if message in str(w.message)]
+    if not kinds:
+        heard = [str(w.message) for w in caught]
+        raise ClaimError(f"expected the warning {message!r}, but heard: {heard}")
+    print(f"{kinds[0]}: {message}")
 
 
 def _report(says: str, ok: bool, measured: float, bounds: str) -> None:

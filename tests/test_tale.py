@@ -1,5 +1,7 @@
 """tale: a verdict follows from its cases, and a false sentence raises."""
 
+import warnings
+
 import pytest
 
 from qtorch_tutorial import tale
@@ -8,7 +10,9 @@ from qtorch_tutorial.tale import (
     ClaimError,
     check_between,
     check_close,
+    raises,
     try_claim,
+    warns,
 )
 
 
@@ -102,3 +106,39 @@ def test_a_number_outside_its_bounds_raises(measured):
 def test_bounds_are_inclusive(measured, capsys):
     check_between("x", measured, 1, 2)
     assert capsys.readouterr().out == "ok  x: between 1 and 2\n"
+
+
+def test_an_error_is_named_by_its_type_and_the_words_asked_for(capsys):
+    with raises("only two"):
+        raise ValueError("there are only two of them")
+    assert capsys.readouterr().out == "ValueError: only two\n"
+
+
+def test_an_error_with_other_words_is_a_false_sentence():
+    wrong = pytest.raises(ClaimError, match="expected 'only two', but got: three")
+    with wrong, raises("only two"):
+        raise ValueError("three")
+
+
+def test_no_error_is_a_false_sentence(capsys):
+    with pytest.raises(ClaimError, match="nothing was raised"), raises("only two"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_a_warning_is_named_and_goes_no_further(capsys):
+    with warns("only two"):
+        warnings.warn("another", RuntimeWarning, stacklevel=2)
+        warnings.warn("there are only two", FutureWarning, stacklevel=2)
+    assert capsys.readouterr().out == "FutureWarning: only two\n"
+
+
+def test_a_warning_that_does_not_come_is_a_false_sentence():
+    wrong = pytest.raises(ClaimError, match=r"expected .* but heard: \['another'\]")
+    with wrong, warns("only two"):
+        warnings.warn("another", RuntimeWarning, stacklevel=2)
+
+
+def test_an_error_passes_through_a_demand_for_a_warning():
+    with pytest.raises(KeyError), warns("only two"):
+        raise KeyError("lost")
