@@ -137,15 +137,14 @@ def test_no_static_folder_at_the_root():
 
 # ---- the glossary ------------------------------------------------------------
 
-TERMS = """accumulator, activation, affine, break-even, calibration, clamp, dequantize,
-    dynamic quantization, engine, fake quantization, FBGEMM, fused module, granularity,
-    interval, latency, linear module, median, observer, oneDNN, packed weight,
-    paired test, Pareto front, per channel, per group, per tensor, qconfig,
-    qint32, qint8, QNNPACK, quint8, reduced range,
-    requantization, roofline, round half to even, saturation, scale, sensitivity,
-    SQNR, standard error,
-    static quantization, step, straight-through estimator, symmetric, VNNI,
-    zero point"""
+TERMS = """accumulator, activation, adapter, affine, batch normalization, break-even,
+    calibration, clamp, dequantize, dynamic quantization, engine, fake quantization,
+    FBGEMM, folding, freezing, fused module, granularity, interval, latency, linear
+    module, median, observer, oneDNN, packed weight, paired test, Pareto front, per
+    channel, per group, per tensor, qconfig, qint32, qint8, QNNPACK, quint8, reduced
+    range, requantization, roofline, round half to even, saturation, scale,
+    sensitivity, SQNR, standard error, static quantization, step, straight-through
+    estimator, stub, symmetric, VNNI, weight-only quantization, zero point"""
 
 
 def glossary() -> dict[str, str]:
