@@ -340,7 +340,7 @@ class WeightOnlyInt8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float (..., in_features) to float (..., out_features)."""
-        weight = self.q.to(self.scale.dtype) * self.scale[:, None]
+        weight = self.q * self.scale[:, None]
         return nn.functional.linear(x, weight, self.bias)
 
     def extra_repr(self) -> str:

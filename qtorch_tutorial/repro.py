@@ -31,6 +31,7 @@ _ANNOUNCED = (
     (DeprecationWarning, "torch.ao.quantization is deprecated"),
     (UserWarning, "torch.quantize_per_tensor, torch.quantize_per_channel and other"),
     (UserWarning, "Please use quant_min and quant_max to specify the range"),
+    (UserWarning, "TypedStorage is deprecated"),  # from loading a quantized state
 )
 
 

@@ -215,7 +215,8 @@ _ALL = (
         "convert turns nn.ReLU into nn.quantized.ReLU.",
         10,
         OVERTURNED,
-        "There is no such class; nn.ReLU stays and works on quantized tensors.",
+        "There is no such class any more; nn.ReLU stays and works on quantized "
+        "tensors.",
     ),
     Claim(
         "T23",
@@ -254,8 +255,8 @@ _ALL = (
         "PyTorch was first released in October 2016.",
         10,
         OVERTURNED,
-        "Public since 19 January 2017, and version 1.0, which the tale's source is "
-        "about, since 7 December 2018.",
+        "Alphas since the summer of 2016, public since January 2017, and version 1.0, "
+        "which the tale's source is about, since December 2018.",
     ),
 )
 

@@ -197,7 +197,9 @@ def prose_and_code_are_in_proportion(notebook):
     ]
     ratio = words / sum(len(code_lines(c)) for c in shown)
     faults = []
-    if not 900 <= words <= 1800:
+    # A clinic may be longer: its entries are looked up, and not read in a row.
+    clinic = any("error" in c.metadata.get("qtorch", {}) for c in notebook.cells)
+    if not 900 <= words <= (2100 if clinic else 1800):
         faults.append(f"{words} words of prose")
     if not 8 <= ratio <= 25:
         faults.append(f"{ratio:.1f} words for each line of code")

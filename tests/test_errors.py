@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import io
 import re
 import sys
 from pathlib import Path
@@ -204,13 +205,12 @@ def build(folder, notebook, page=PAGE):
         "nb_execution_mode": "off",
         "nitpicky": True,
     }
-    warnings = (folder / "warnings").open("w+")
+    warnings = io.StringIO()
     where = (folder / "src", None, folder / "html", folder / "doctrees", "html")
     with patch_docutils(), docutils_namespace():
         Sphinx(*where, config, None, warnings).build()
-    warnings.seek(0)
     html = (folder / "html" / "book" / "errors.html").read_text(encoding="utf-8")
-    return bs4.BeautifulSoup(html, "html.parser"), warnings.read()
+    return bs4.BeautifulSoup(html, "html.parser"), warnings.getvalue()
 
 
 def test_the_page_shows_message_cause_cure_and_thread_and_leads_to_the_cell(tmp_path):
