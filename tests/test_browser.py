@@ -197,6 +197,21 @@ def test_the_search_finds_a_page(open_page):
     assert "requantization" in shown.locator("#search-results").inner_text().lower()
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Could not run 'quantized::linear' with arguments from the 'CPU' backend",
+        "quantized engine NoQEngine is not supported",
+        "must run observer before calling calculate_qparams",
+    ],
+)
+def test_a_pasted_message_finds_the_index_of_errors(open_page, message):
+    shown = open_page("search")
+    shown.locator("input[type=search]:visible").fill(message)
+    shown.keyboard.press("Enter")
+    shown.wait_for_selector("#search-results li a[href*='book/errors.html']")
+
+
 def test_the_reader_can_change_light_and_dark(open_page):
     shown = open_page("book/index")
     seen = set()

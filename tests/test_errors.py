@@ -247,3 +247,22 @@ def test_the_books_page_lists_every_entry(tmp_path, chapter, entries):
     assert sorted(shown) == [entry.id for entry in entries]
     codes = {code.get_text() for code in page.select(".error-index dt code")}
     assert {m for e in entries for m in book_errors.messages_of(e)} <= codes
+
+
+def wrong_references(text, ids):
+    """References to entries that lead elsewhere than they say, or nowhere."""
+    links = re.findall(r"\[([^\]]*)\]\(10_broken_lamps\.ipynb#error-(\w+)\)", text)
+    return [name for name, anchor in links if name != anchor or anchor not in ids]
+
+
+def test_other_chapters_refer_to_entries_that_exist():
+    notebook = nbformat.read(CHAPTER, as_version=4)
+    ids = {entry.id for entry in book_errors.read_errors(notebook)}
+    for path in sorted(CHAPTER.parent.glob("*.ipynb")):
+        assert wrong_references(path.read_text(encoding="utf-8"), ids) == [], path.name
+
+
+@pytest.mark.parametrize("link", ["[E02](%sE03)", "[E99](%sE99)", "[here](%sE02)"])
+def test_a_reference_that_misleads_is_seen(link):
+    text = link % "10_broken_lamps.ipynb#error-"
+    assert len(wrong_references(text, {"E02", "E03"})) == 1
