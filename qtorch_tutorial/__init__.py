@@ -12,7 +12,7 @@ Import what you need from its modules; importing the package itself does nothing
 ``measure``    bytes, error, accuracy, time
 ``train``      one training loop
 ``convert``    a float model in, a new quantized model out
-``compare``    all forms side by side; the break-even grid
+``compare``    forms side by side; the break-even grid
 ``search``     the best settings: bytes against error
 ``plot``       figures
 ``checks``     the checks of the exercises

@@ -101,7 +101,8 @@ def trial(  # noqa: PLR0913 (a parameter for each option)
         int | None, typer.Option(help="input features of your model")
     ] = None,
     form: Annotated[
-        list[str] | None, typer.Option(help="a form to compare; repeat for more")
+        list[str] | None,
+        typer.Option(help="a form to compare, also qat, qat-fused; repeat"),
     ] = None,
     batch: Annotated[
         int, typer.Option(help=f"rows of a timed call, up to {OWN_ROWS}")
@@ -121,7 +122,7 @@ def trial(  # noqa: PLR0913 (a parameter for each option)
         typer.Option(help="keep the search here: sqlite:///search.db, or a server"),
     ] = None,
 ) -> None:
-    """Compare all forms of the tale's network, or of your own model.
+    """Compare the four lamps of the tale's network, or of your own model.
 
     The tale's network is trained on the digits first. A model of your
     own is taken as it is and compared on random inputs: its accuracy
