@@ -1,7 +1,8 @@
 """A float model in, a *new* quantized model out: one function for each form.
 
 Every function copies its argument and never changes it, works on any ``nn.Module`` with
-``nn.Linear`` layers, and gives a model in eval mode that takes and gives floats.
+``nn.Linear`` layers, and gives a model that takes and gives floats, in eval mode; only
+:func:`to_qat` gives one in training mode.
 
 Where does a static region begin and end? In an ``nn.Sequential``, a run of layers that
 can stay in integers (Linear, ReLU, Dropout, Identity) is quantized as a whole, between
@@ -29,8 +30,6 @@ from qtorch_tutorial import repro
 
 _LINEAR = (nn.Linear, nni.LinearReLU, nni.LinearBn1d)
 _STAYS_QUANTIZED = (*_LINEAR, nn.ReLU, nn.Dropout, nn.Identity)
-_REDUCED = 127
-"""The last integer of a reduced range; torch's kernels clamp at 255 all the same."""
 
 
 def to_dynamic(
@@ -170,7 +169,8 @@ def low_bit_qconfig(bits: int) -> tq.QConfig:
     Serves :func:`to_qat`, and :func:`to_static` and :func:`to_fused` for the same grids
     without training. The integers are held in 8 bits, whatever ``bits`` says: this
     shows what a width costs in accuracy, and saves no memory below 8. torch's kernels
-    clamp activations at 255; a converted model clamps them again, at the narrower end.
+    clamp activations at 255; below 8 bits a converted model clamps them again, where
+    its grid ends. The clamp is no part of a state dict: convert first, then load.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def low_bit_qconfig(bits: int) -> tq.QConfig:
     >>> weight.quant_min, weight.quant_max
     (-8, 7)
     """
-    if bits not in range(2, 9):
+    if type(bits) is not int or not 2 <= bits <= 8:
         raise ValueError(f"bits must be in 2..8, got {bits}")
     with repro.quiet():
         default = tq.get_default_qat_qconfig(torch.backends.quantized.engine)
@@ -260,6 +260,8 @@ def to_qat(
     repro.check_engine(engine)
     with repro.quiet():
         qconfig = qconfig or tq.get_default_qat_qconfig(engine)
+        if not isinstance(qconfig, tq.QConfig):
+            raise TypeError(f"expected a QConfig, got {type(qconfig).__name__}")
         if not isinstance(qconfig.weight(), tq.FakeQuantizeBase):
             raise ValueError(
                 "qconfig only observes and nothing would be fake-quantized: take "
@@ -313,7 +315,7 @@ def from_qat(model: nn.Module) -> nn.Module:
         raise ValueError("nothing in the model is fake-quantized: call to_qat first")
     for name, fake in fakes:
         seen = getattr(fake.activation_post_process, "min_val", torch.zeros(1))
-        if not torch.isfinite(seen).all():
+        if not (seen.numel() and torch.isfinite(seen).all()):
             raise ValueError(f"{name!r} has never seen data: train or calibrate first")
     return _convert(nn.ModuleList([copy.deepcopy(model)]).cpu().eval())
 
@@ -418,7 +420,8 @@ def _copy_of(model: nn.Module, *, to_train: bool = False) -> nn.ModuleList:
     _check_module(model)
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__name__}"
-        if ".quantized" in kind or hasattr(module, "activation_post_process"):
+        quantized = kind.startswith("torch.") and ".quantized" in kind
+        if quantized or hasattr(module, "activation_post_process"):
             where = repr(name) if name else "it"
             raise ValueError(
                 f"the model is already quantized or prepared: {where} is "
@@ -440,6 +443,8 @@ def _copy_of(model: nn.Module, *, to_train: bool = False) -> nn.ModuleList:
                 f"{name!r} is on device {tensor.device}; quantized kernels run on the "
                 "CPU only: call model.cpu() first"
             )
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"{name!r} is {tensor.dtype}: call model.float() first")
         if not torch.isfinite(tensor.detach()).all():
             raise ValueError(f"{name!r} holds a NaN or an infinity: train anew")
     return nn.ModuleList([copy.deepcopy(model)]).eval()
@@ -523,7 +528,11 @@ def _fuse(
             ]
             for (name, module), (after, follower) in itertools.pairwise(children):
                 pair = (type(module), type(follower))
-                if pair == kinds and not {module, follower} & left_alone:
+                foldable = pair[1] is not nn.BatchNorm1d or (
+                    follower.affine and follower.track_running_stats
+                )
+                alone = not {module, follower} & left_alone
+                if pair == kinds and foldable and alone:
                     with repro.quiet():
                         fuse_modules(sequence, [name, after], inplace=True)
 
@@ -553,30 +562,36 @@ def _convert(holder: nn.ModuleList) -> nn.Module:
         if hasattr(module, "activation_post_process")
         and not isinstance(module, tq.FakeQuantizeBase)  # it holds an observer too
     }
-    narrow = {
-        name: observer
-        for name, observer in observers.items()
-        if getattr(observer, "quant_max", _REDUCED) < _REDUCED
-    }
     with repro.quiet():
         tq.convert(holder, inplace=True)
-    for name, observer in narrow.items():
-        scale, zero_point = observer.calculate_qparams()
-        ends = [observer.quant_min, observer.quant_max]
-        clamp = _Clamp(*(float((end - zero_point) * scale) for end in ends))
-        holder.get_submodule(name).register_forward_hook(clamp)
+    for name, observer in observers.items():
+        if _ends_early(observer):
+            clamp = _Clamp(observer.quant_min, observer.quant_max)
+            holder.get_submodule(name).register_forward_hook(clamp)
     return holder[0].eval()  # torch makes its new modules in training mode
+
+
+def _ends_early(observer: nn.Module) -> bool:
+    """Whether a grid of activations ends below 255, and not by a reduced range."""
+    inner = getattr(observer, "activation_post_process", observer)
+    return (
+        getattr(observer, "dtype", None) == torch.quint8
+        and getattr(observer, "quant_max", 255) < 255
+        and not getattr(inner, "reduce_range", False)
+    )
 
 
 @dataclass(frozen=True)
 class _Clamp:
-    """Forward hook: clamp a quantized output to the values at the ends of its grid."""
+    """Forward hook: clamp a quantized output to the integers ``first`` to ``last``."""
 
-    low: float
-    high: float
+    first: int
+    last: int
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        return output.clamp(self.low, self.high)
+        scale, zero_point = output.q_scale(), output.q_zero_point()
+        ends = [(end - zero_point) * scale for end in (self.first, self.last)]
+        return output.clamp(*ends)
 
 
 def _prepare(

@@ -336,7 +336,7 @@ class WeightOnlyInt8Linear(nn.Module):
         weight = linear.weight.detach()
         grid = choose_qparams(weight, signed=True, symmetric=True, axis=0)
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(quantize(weight, grid).q, grid.scale, bias)
+        return cls(quantize(weight, grid).q, grid.scale.to(weight.dtype), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float (..., in_features) to float (..., out_features)."""
@@ -373,7 +373,7 @@ class LoRALinear(nn.Module):
     alpha : float, optional
         Scales the adapter; default: ``rank``, a factor of 1.
     rng : torch.Generator
-        Draws ``down``, uniform in +/- 1/sqrt(in_features).
+        On the CPU. Draws ``down``, uniform in +/- 1/sqrt(in_features).
 
     Attributes
     ----------
@@ -412,16 +412,18 @@ class LoRALinear(nn.Module):
                 f"{type(base).__name__} does not have in_features and out_features"
             )
         last = min(base.in_features, base.out_features)
-        if not 1 <= rank <= last:
+        if type(rank) is not int or not 1 <= rank <= last:
             raise ValueError(f"rank must be in 1..{last}, got {rank}")
         self.base = base.requires_grad_(False)
         self.factor = (rank if alpha is None else alpha) / rank
+        # Like the base; a packed one has no parameter, and takes and gives float32.
+        like = next(base.parameters(), torch.empty(0))
         bound = 1 / math.sqrt(base.in_features)
         down = torch.empty(rank, base.in_features).uniform_(
             -bound, bound, generator=rng
         )
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.down = nn.Parameter(down.to(like))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank).to(like))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float (..., in_features) to float (..., out_features)."""
@@ -443,6 +445,11 @@ def _check_module(module: nn.Module, package: str, name: str, *, dynamic: bool) 
         raise TypeError(
             f"expected a converted {package}...{name}, "
             f"got {kind.__module__}.{kind.__name__}"
+        )
+    if module._forward_hooks:
+        raise ValueError(
+            f"{kind.__name__} has a forward hook, such as the clamp of a narrow grid: "
+            "what it does to the output is not reproduced here"
         )
 
 

@@ -1,6 +1,7 @@
 """Train a network, float or fake-quantized: the one loop of the book."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,10 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
     Parameters
     ----------
     model : nn.Module
-        Maps (batch, features) to class scores (batch, classes). Left in eval mode, its
-        observers off, so that looking at it does not change it.
+        On the CPU. Maps (batch, features) to class scores (batch, classes). Left in
+        eval mode, its observers off, so that looking at it does not change it.
     split : Split
+        Labels are integers, 0 to classes - 1.
     epochs : int
         Passes over the training part.
     lr : float
@@ -47,9 +49,11 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
     optimizer : callable
         ``optimizer(parameters, lr=lr)``; it is given only what ``requires_grad``.
     observe_epochs : int, optional
-        Observers follow the data in so many first epochs; default: in all.
+        Observers follow weights and data in so many first epochs; default: in all.
+        After that the grids stand still. 0 needs a model that has been calibrated.
     batch_norm_epochs : int, optional
-        The same for the running mean and variance of batch normalization.
+        The same for the running mean and variance of batch normalization; what
+        ``freeze_bn_stats`` of a ``LinearBn1d`` has frozen stays frozen.
     progress : bool
         Show a bar with loss and accuracy on the training part.
 
@@ -61,9 +65,10 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
     Raises
     ------
     ValueError
-        If the model has no trainable parameter or a label is no class of it, before
-        any step; if the loss is no finite number, at once, and the model holds the
-        last weights whose loss was one.
+        Before any step, and all values are as before: if no parameter can be trained,
+        if the training part is empty or does not fit it, if a label is no class, if a
+        batch norm would see one row only. If the loss is no finite number: at once,
+        and the model holds the last weights whose loss was one.
 
     Examples
     --------
@@ -80,13 +85,18 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameter: nothing can be fitted")
-    own = parameters[0].dtype
-    dtype = own if _knows_no_float64(model) else torch.float64
-    model.to(dtype).train()
-    stepper = _Stepper(model, optimizer(parameters, lr=lr), batch_size)
-    x, y = split.train_x.to(dtype), split.train_y
+    _check_split(split, batch_size)
+    if batch_norm_epochs != 0:
+        _check_last_batch(model, len(split.train_x), batch_size)
+    if observe_epochs == 0:
+        _check_calibrated(model)
+    own = _floating(model)
+    dtype = parameters[0].dtype if _knows_no_float64(model) else torch.float64
     losses = []
     try:
+        _cast(own, dtype)
+        stepper = _Stepper(model, optimizer(parameters, lr=lr), batch_size)
+        x, y = split.train_x.to(dtype), split.train_y.long()
         # One thread: a sum does not depend on how many cores the machine has, and the
         # small batches do not wait for threads that find no free core.
         with repro.threads(1):
@@ -97,9 +107,11 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
                 loss, accuracy = stepper.epoch(x[order], y[order])
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
-            stepper.check_last_step(own)
+            stepper.check_last_step([dict(own)[p] for p in parameters])
     finally:
-        _follow_data(model.to(own).eval(), False)
+        for tensor, kind in own:
+            tensor.data = tensor.data.to(kind)
+        _follow_data(model.eval(), False)
     return losses
 
 
@@ -123,11 +135,14 @@ class _Stepper:
     def keep(self) -> None:
         self.good = [tensor.detach().clone() for tensor in self.state()]
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: str) -> NoReturn:
         for tensor, good in zip(self.state(), self.good, strict=True):
             tensor.data = good
-        raise ValueError(
-            f"{why} at step {self.steps}: lower lr or look at the data; the model "
+        raise ValueError(why)
+
+    def stop_at_step(self, what: str) -> NoReturn:
+        self.stop(
+            f"{what} at step {self.steps}: lower lr or look at the data; the model "
             "holds the last weights that gave a finite loss"
         )
 
@@ -138,10 +153,11 @@ class _Stepper:
         for batch_x, batch_y in batches:
             self.steps += 1
             scores = self.model(batch_x)
-            _check_labels(y, scores.shape[1])
+            if self.steps == 1 and (fault := _misfit(scores, y)):
+                self.stop(fault)
             loss = nn.functional.cross_entropy(scores, batch_y)
             if not torch.isfinite(loss):
-                self.stop(f"the loss is {loss.item()}")
+                self.stop_at_step(f"the loss is {loss.item()}")
             self.keep()
             self.optimizer.zero_grad()
             loss.backward()
@@ -150,20 +166,65 @@ class _Stepper:
             right += int((scores.argmax(1) == batch_y).sum())
         return total / len(x), right / len(x)
 
-    def check_last_step(self, dtype: torch.dtype) -> None:
+    def check_last_step(self, dtypes: list[torch.dtype]) -> None:
         """No loss has looked at the weights that the last step made."""
-        if not all(torch.isfinite(p.to(dtype)).all() for p in self.trained()):
-            self.stop("the weights are no finite numbers")
+        for parameter, dtype in zip(self.trained(), dtypes, strict=True):
+            if not torch.isfinite(parameter.to(dtype)).all():
+                self.stop_at_step("the weights are no finite numbers")
 
 
-def _check_labels(y: Tensor, classes: int) -> None:
-    """Refuse a label that is no class; cross-entropy would skip a -100 silently."""
-    low, high = int(y.min()), int(y.max())
-    if not 0 <= low <= high < classes:
+def _check_split(split: Split, batch_size: int) -> None:
+    """Refuse data that no step could use."""
+    x, y = split.train_x, split.train_y
+    if not len(x) or batch_size < 1:
+        raise ValueError(f"{len(x)} rows in batches of {batch_size}: nothing to fit on")
+    if y.shape != (len(x),) or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
-            f"labels must be in 0..{classes - 1}, one for each score of the model; "
-            f"they are in {low}..{high}"
+            f"train_y needs shape ({len(x)},) and integers, a class for each row of "
+            f"train_x; it has {tuple(y.shape)} and {y.dtype}"
         )
+
+
+def _check_last_batch(model: nn.Module, rows: int, batch_size: int) -> None:
+    """Refuse a batch of one row: a batch norm that follows its batches needs two."""
+    if _batch_norms(model) and (batch_size == 1 or rows % batch_size == 1):
+        raise ValueError(
+            f"{rows} rows in batches of {batch_size} leave a batch of one, and a batch "
+            "norm needs two: change batch_size, or freeze it by batch_norm_epochs=0"
+        )
+
+
+def _check_calibrated(model: nn.Module) -> None:
+    """Refuse grids that stand still and have never seen data."""
+    for name, module in model.named_modules():
+        if hasattr(module, "fake_quant_enabled"):
+            seen = getattr(module.activation_post_process, "min_val", torch.zeros(1))
+            if not (seen.numel() and torch.isfinite(seen).all()):
+                raise ValueError(f"observe_epochs=0, but {name!r} has never seen data")
+
+
+def _misfit(scores: Tensor, y: Tensor) -> str:
+    """Say why labels do not fit the scores; cross-entropy would skip a -100."""
+    low, high = int(y.min()), int(y.max())
+    if scores.ndim != 2:
+        return f"the model gives {tuple(scores.shape)}, not (batch, classes)"
+    if not 0 <= low <= high < scores.shape[1]:
+        return (
+            f"labels must be in 0..{scores.shape[1] - 1}, one for each score of the "
+            f"model; they are in {low}..{high}"
+        )
+    return ""
+
+
+def _floating(model: nn.Module) -> list[tuple[Tensor, torch.dtype]]:
+    """All float tensors that a model holds, each with its dtype."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [(t, t.dtype) for t in tensors if t.is_floating_point()]
+
+
+def _cast(tensors: list[tuple[Tensor, torch.dtype]], dtype: torch.dtype) -> None:
+    for tensor, _ in tensors:
+        tensor.data = tensor.data.to(dtype)
 
 
 def _knows_no_float64(model: nn.Module) -> bool:
@@ -184,9 +245,14 @@ def _follow_data(model: nn.Module, on: bool) -> None:
             module.enable_observer(on)
 
 
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    """All of them, also inside a LinearBn1d, which torch's function overlooks."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
 def _follow_batches(model: nn.Module, on: bool) -> None:
-    """Let batch normalization update its running statistics, or freeze them."""
-    for module in model.modules():
-        # Also inside a LinearBn1d, which torch's function freeze_bn_stats overlooks.
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train(on)
+    """Train, with running statistics that follow the batches or stand still."""
+    model.train()
+    for module in () if on else _batch_norms(model):
+        module.eval()

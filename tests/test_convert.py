@@ -269,8 +269,18 @@ def test_a_subclass_of_linear_is_left_alone(x):
         (lambda x: zoo.make("bare").to("meta"), ValueError, "on device meta.*CPU only"),
         (lambda x: spoiled(float("nan")), ValueError, "'weight' holds a NaN"),
         (lambda x: spoiled(float("inf")), ValueError, "'weight' holds a NaN"),
+        (lambda x: zoo.make("bare").double(), ValueError, "call model.float"),
     ],
-    ids=["no-linear", "no-module", "dynamic", "static", "device", "nan", "inf"],
+    ids=[
+        "no-linear",
+        "no-module",
+        "dynamic",
+        "static",
+        "device",
+        "nan",
+        "inf",
+        "double",
+    ],
 )
 def test_a_model_that_cannot_be_converted_is_refused(form, model, error, message, x):
     with pytest.raises(error, match=message):
@@ -385,7 +395,7 @@ def test_names_that_are_no_layers_or_all_layers_are_refused(make, names, message
 # --- fine-tuning: to_qat and from_qat --------------------------------------------
 
 FUSE = pytest.mark.parametrize("fuse", [False, True], ids=["qat", "qat-fused"])
-BITS = pytest.mark.parametrize("bits", [8, 4, 3, 2])
+BITS = pytest.mark.parametrize("bits", range(2, 9))
 
 
 def tuned(nesting, x, *, qconfig=None, fuse=False):
@@ -455,7 +465,7 @@ def test_both_ways_are_torchs_own_steps(fuse, x):
 
 @pytest.mark.parametrize(
     ("engine", "bits"),
-    [("qnnpack", 8), ("fbgemm", 4), ("fbgemm", 3), ("fbgemm", 2)],
+    [("qnnpack", 8), *(("fbgemm", bits) for bits in range(2, 8))],
 )
 @FUSE
 @NESTING
@@ -606,7 +616,59 @@ def test_batch_norm_is_folded_at_conversion_with_its_running_statistics(x):
     assert (error <= 0.51 * scales).all()
 
 
-@pytest.mark.parametrize("bits", [1, 9, 0, -4])
+def test_a_state_is_loaded_with_its_grids(x):
+    # What a hook clamps at must follow the scale that is loaded.
+    qconfig = convert.low_bit_qconfig(4)
+    one = convert.from_qat(tuned("sequential", x, qconfig=qconfig))
+    other = convert.from_qat(tuned("sequential", 5 * x, qconfig=qconfig))
+    assert not torch.equal(one(3 * x), other(3 * x))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one(3 * x), other(3 * x))
+    assert torch.equal(one(3 * x), copy.deepcopy(one)(3 * x))
+
+
+def test_a_narrow_model_survives_its_file(x, tmp_path):
+    model = convert.from_qat(tuned("bare", x, qconfig=convert.low_bit_qconfig(3)))
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(loaded(9 * x), model(9 * x))
+
+
+def test_a_range_that_a_user_ends_early_is_kept_and_a_reduced_one_is_left(x):
+    for reduce, last in ((True, 255), (False, 127)):
+        quant_max = 255 if reduce else 127
+        observer = tq.MinMaxObserver.with_args(
+            quant_min=0, quant_max=quant_max, reduce_range=reduce
+        )
+        qconfig = tq.QConfig(observer, tq.default_weight_observer)
+        made = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+        assert made[0](99 * x).int_repr().max() == last
+
+
+def test_fuse_leaves_a_kept_layer_alone(x):
+    model = convert.to_qat(zoo.make("sequential"), fuse=True, keep_float=["2"])
+    assert type(model.get_submodule("2")) is nn.Linear
+    assert type(model.get_submodule("0")) is nniqat.LinearReLU
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
+def test_a_batch_norm_that_cannot_be_folded_stays(options, x):
+    norm = nn.BatchNorm1d(5, **options)
+    model = nn.Sequential(nn.Linear(12, 5), norm)
+    made = convert.to_fused(model, calibration=x)
+    assert any(isinstance(m, nn.BatchNorm1d) for m in made.modules())
+    made = convert.to_qat(model, fuse=True)
+    assert any(type(m) is nnqat.Linear for m in made.modules())
+
+
+def test_a_package_of_the_users_may_be_called_quantized(x):
+    kind = type("Own", (nn.Module,), {"forward": lambda self, x: x})
+    kind.__module__ = "mine.quantized.nets"
+    model = nn.Sequential(nn.Linear(12, 5), kind())
+    assert type(convert.to_static(model, calibration=x)[1]) is nnq.Linear
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4, 4.0, "4"])
 def test_a_width_that_is_no_grid_is_refused(bits):
     with pytest.raises(ValueError, match=rf"bits must be in 2\.\.8, got {bits}"):
         convert.low_bit_qconfig(bits)
@@ -624,6 +686,14 @@ def test_a_model_made_for_inference_only_gives_one_to_train(x):
     made = convert.to_qat(inference)
     made(x).square().mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in made.parameters())
+
+
+@pytest.mark.parametrize("qconfig", ["x86", tq.get_default_qat_qconfig_mapping()])
+def test_what_is_no_qconfig_is_refused(qconfig):
+    with pytest.raises(
+        TypeError, match=r"expected a QConfig, got (str|QConfigMapping)"
+    ):
+        convert.to_qat(zoo.make("bare"), qconfig=qconfig)
 
 
 def test_a_qconfig_that_only_observes_is_refused():

@@ -26,7 +26,7 @@ FLOORS = (
     ("cli",),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
-SHARED_LINES = 1900
+SHARED_LINES = 1950
 """Lines of code on floors 0 to 4, the checks left out: about 1,500, the search and
 fine-tuning."""
 

@@ -220,14 +220,130 @@ def test_a_frozen_batch_norm_uses_its_running_statistics(rng):
 # --- what is refused -------------------------------------------------------------
 
 
+def unchanged(model, before):
+    """Whether all but the switch that ``fit`` leaves off is bit for bit as before."""
+    after = model.state_dict()
+    return all(
+        torch.equal(after[name], value)
+        for name, value in before.items()
+        if not name.endswith("observer_enabled")
+    )
+
+
+@pytest.mark.parametrize("form", ["float", "qat", "qat-fused"])
 @pytest.mark.parametrize("label", [-100, -1, 2])
-def test_a_label_that_is_no_class_is_refused_before_any_step(label, rng):
+def test_a_label_that_is_no_class_is_refused_before_any_step(label, form, rng):
+    model, split = small(rng)
+    if form != "float":
+        model = convert.to_qat(model, fuse=form == "qat-fused")
+    before = copy.deepcopy(model.state_dict())
+    split.train_y[-1] = label  # in whatever batch
+    with pytest.raises(ValueError, match=rf"labels must be in 0\.\.1.*{label}"):
+        fit_small(model, split)
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[:0], y[:0]), "0 rows in batches of 10"),
+        (lambda x, y: (x, y[:-1]), r"needs shape \(40,\) and integers.* has \(39,\)"),
+        (lambda x, y: (x, y.float()), "integers.* torch.float32"),
+        (lambda x, y: (x, y > 0), "integers.* torch.bool"),
+        (lambda x, y: (x, torch.eye(2)[y]), r"has \(40, 2\)"),
+        (
+            lambda x, y: (x[:31], y[:31]),
+            "31 rows in batches of 10 leave a batch of one",
+        ),
+    ],
+    ids=["empty", "too-few-labels", "float", "bool", "one-hot", "one-row"],
+)
+def test_data_that_fit_no_step_are_refused_before_any(change, message, rng):
     model, split = small(rng)
     before = copy.deepcopy(model.state_dict())
-    split.train_y[-1] = label  # by chance in any batch
-    with pytest.raises(ValueError, match=rf"labels must be in 0\.\.1.*{label}"):
-        fit_small(model, split, batch_size=1, batch_norm_epochs=0)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    x, y = change(split.train_x, split.train_y)
+    with pytest.raises(ValueError, match=message):
+        fit_small(model, data.Split(x, y, x, y))
+    assert unchanged(model, before)
+
+
+def test_a_batch_of_one_row_is_no_fault_if_no_batch_norm_follows_it(rng):
+    model, split = small(rng)
+    part = data.Split(*(tensor[:31] for tensor in split))
+    fit_small(model, part, batch_norm_epochs=0)
+    fit_small(nn.Sequential(nn.Linear(6, 2)), part)
+
+
+def test_integers_of_any_width_are_labels(rng):
+    model, split = small(rng)
+    twin = copy.deepcopy(model)
+    fit_small(model, split)
+    fit_small(twin, split._replace(train_y=split.train_y.to(torch.uint8)))
+    assert torch.equal(model[0].weight, twin[0].weight)
+
+
+def test_scores_of_another_shape_are_refused(rng):
+    _, split = small(rng)
+    model = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+    with pytest.raises(ValueError, match=r"gives \(10,\), not \(batch, classes\)"):
+        fit_small(model, split)
+
+
+def test_grids_that_stand_still_must_have_seen_data(rng):
+    model, split = small(rng)
+    made = convert.to_qat(model, qconfig=convert.low_bit_qconfig(4))
+    with pytest.raises(ValueError, match=r"'0_quant\..* has never seen data"):
+        fit_small(made, split, observe_epochs=0)
+
+
+def test_a_failure_before_the_first_step_leaves_dtype_and_mode(rng):
+    model, split = small(rng)
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        fit_small(model, split, lr=-1.0)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not model.training
+
+
+def test_each_tensor_keeps_its_own_dtype(rng):
+    x = torch.randn(20, 6, generator=rng)
+    split = data.Split(x, (x[:, 0] > 0).long(), x, (x[:, 0] > 0).long())
+    model = nn.Sequential(nn.Linear(6, 4).bfloat16(), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    model.register_buffer("large", torch.tensor(1e30))
+    fit_small(model, split)
+    assert model[0].weight.dtype == torch.bfloat16
+    assert model[1].weight.dtype == torch.float32
+    assert model.large == torch.tensor(1e30)
+
+
+def test_it_computes_on_one_thread(rng):
+    model, split = small(rng)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    with repro.threads(2):
+        fit_small(model, split)
+        assert torch.get_num_threads() == 2
+    assert set(seen) == {1}
+
+
+def test_a_batch_norm_frozen_by_its_own_method_stays_frozen(rng):
+    model, split = small(rng)
+    made = convert.to_qat(model, fuse=True)
+    (layer,) = (m for m in made.modules() if hasattr(m, "freeze_bn_stats"))
+    layer.freeze_bn_stats()
+    fit_small(made, split)
+    assert torch.equal(layer.bn.running_mean, torch.zeros(8))
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+def test_nan_reaches_no_weight_and_no_grid(bits, rng):
+    model, split = small(rng)
+    made = convert.to_qat(model, qconfig=convert.low_bit_qconfig(bits), fuse=True)
+    split.train_x[5] = float("nan")
+    with pytest.raises(ValueError, match="the loss is nan at step"):
+        fit_small(made, split)
+    for name, tensor in made.state_dict().items():
+        assert not tensor.isnan().any(), name
 
 
 def test_a_loss_that_is_no_number_stops_and_gives_the_last_good_weights_back(rng):
