@@ -574,11 +574,8 @@ def _convert(holder: nn.ModuleList) -> nn.Module:
 def _ends_early(observer: nn.Module) -> bool:
     """Whether a grid of activations ends below 255, and not by a reduced range."""
     inner = getattr(observer, "activation_post_process", observer)
-    return (
-        getattr(observer, "dtype", None) == torch.quint8
-        and getattr(observer, "quant_max", 255) < 255
-        and not getattr(inner, "reduce_range", False)
-    )
+    early = observer.dtype == torch.quint8 and observer.quant_max < 255
+    return early and not getattr(inner, "reduce_range", False)
 
 
 @dataclass(frozen=True)
