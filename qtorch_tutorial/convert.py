@@ -574,7 +574,7 @@ def _convert(holder: nn.ModuleList) -> nn.Module:
 def _ends_early(observer: nn.Module) -> bool:
     """Whether a grid of activations ends below 255, and not by a reduced range."""
     inner = getattr(observer, "activation_post_process", observer)
-    early = observer.dtype == torch.quint8 and observer.quant_max < 255
+    early = getattr(observer, "quant_max", 255) < 255
     return early and not getattr(inner, "reduce_range", False)
 
 

@@ -645,6 +645,22 @@ def test_a_range_that_a_user_ends_early_is_kept_and_a_reduced_one_is_left(x):
         assert made[0](99 * x).int_repr().max() == last
 
 
+def test_an_observer_of_the_users_need_not_name_its_last_integer(x):
+    class Fixed(tq.ObserverBase):
+        def __init__(self):
+            super().__init__(dtype=torch.quint8)
+
+        def forward(self, x):
+            return x
+
+        def calculate_qparams(self):
+            return torch.tensor([0.1]), torch.tensor([128])
+
+    qconfig = tq.QConfig(Fixed, tq.default_weight_observer)
+    made = convert.to_static(zoo.make("bare"), calibration=x, qconfig=qconfig)
+    assert (made[1].scale, made[1].zero_point) == (pytest.approx(0.1), 128)
+
+
 def test_fuse_leaves_a_kept_layer_alone(x):
     model = convert.to_qat(zoo.make("sequential"), fuse=True, keep_float=["2"])
     assert type(model.get_submodule("2")) is nn.Linear
