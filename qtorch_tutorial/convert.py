@@ -26,7 +26,7 @@ import torch.ao.nn.intrinsic as nni
 import torch.ao.quantization as tq
 from torch import Tensor, nn
 
-from qtorch_tutorial import repro
+from qtorch_tutorial import models, repro
 
 _LINEAR = (nn.Linear, nni.LinearReLU, nni.LinearBn1d)
 _STAYS_QUANTIZED = (*_LINEAR, nn.ReLU, nn.Dropout, nn.Identity)
@@ -308,15 +308,10 @@ def from_qat(model: nn.Module) -> nn.Module:
     ['Quantize', 'LinearReLU', 'Identity', 'DeQuantize']
     """
     _check_module(model)
-    fakes = [
-        (n, m) for n, m in model.named_modules() if isinstance(m, tq.FakeQuantizeBase)
-    ]
-    if not fakes:
+    if not any(isinstance(m, tq.FakeQuantizeBase) for m in model.modules()):
         raise ValueError("nothing in the model is fake-quantized: call to_qat first")
-    for name, fake in fakes:
-        seen = getattr(fake.activation_post_process, "min_val", torch.zeros(1))
-        if not (seen.numel() and torch.isfinite(seen).all()):
-            raise ValueError(f"{name!r} has never seen data: train or calibrate first")
+    if unseen := models.uncalibrated(model):
+        raise ValueError(f"{unseen[0]!r} has never seen data: train or calibrate first")
     return _convert(nn.ModuleList([copy.deepcopy(model)]).cpu().eval())
 
 

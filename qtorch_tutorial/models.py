@@ -1,4 +1,4 @@
-"""The float network of the tale: linear modules with ReLU between them."""
+"""The float network of the tale, and what can be asked of a network's grids."""
 
 import itertools
 import math
@@ -56,3 +56,23 @@ def make_tale_network(
             )
         modules += [linear, nn.ReLU()]
     return nn.Sequential(*modules[:-1])
+
+
+def uncalibrated(model: nn.Module) -> list[str]:
+    """Names of the fake-quantization modules whose observers have never seen data.
+
+    They are told by their attributes: the question can be asked of float models, and
+    answered by an empty list, where ``torch.ao`` has gone.
+
+    Examples
+    --------
+    >>> uncalibrated(nn.Linear(4, 2))
+    []
+    """
+    names = []
+    for name, module in model.named_modules():
+        if hasattr(module, "fake_quant_enabled"):
+            seen = getattr(module.activation_post_process, "min_val", torch.zeros(1))
+            if not (seen.numel() and torch.isfinite(seen).all()):
+                names.append(name)
+    return names

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qtorch_tutorial import repro
+from qtorch_tutorial import models, repro
 from qtorch_tutorial.data import Split
 
 
@@ -88,13 +88,14 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
     _check_split(split, batch_size)
     if batch_norm_epochs != 0:
         _check_last_batch(model, len(split.train_x), batch_size)
-    if observe_epochs == 0:
-        _check_calibrated(model)
-    own = _floating(model)
+    if observe_epochs == 0 and (unseen := models.uncalibrated(model)):
+        raise ValueError(f"observe_epochs=0, but {unseen[0]!r} has never seen data")
+    tensors = (*model.parameters(), *model.buffers())
+    own = {tensor: tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     dtype = parameters[0].dtype if _knows_no_float64(model) else torch.float64
     losses = []
     try:
-        _cast(own, dtype)
+        _cast(dict.fromkeys(own, dtype))
         stepper = _Stepper(model, optimizer(parameters, lr=lr), batch_size)
         x, y = split.train_x.to(dtype), split.train_y.long()
         # One thread: a sum does not depend on how many cores the machine has, and the
@@ -107,10 +108,9 @@ def fit(  # noqa: PLR0913 (a keyword for each option)
                 loss, accuracy = stepper.epoch(x[order], y[order])
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
-            stepper.check_last_step([dict(own)[p] for p in parameters])
+            stepper.check_last_step(own)
     finally:
-        for tensor, kind in own:
-            tensor.data = tensor.data.to(kind)
+        _cast(own)
         _follow_data(model.eval(), False)
     return losses
 
@@ -166,11 +166,10 @@ class _Stepper:
             right += int((scores.argmax(1) == batch_y).sum())
         return total / len(x), right / len(x)
 
-    def check_last_step(self, dtypes: list[torch.dtype]) -> None:
+    def check_last_step(self, dtypes: dict[Tensor, torch.dtype]) -> None:
         """No loss has looked at the weights that the last step made."""
-        for parameter, dtype in zip(self.trained(), dtypes, strict=True):
-            if not torch.isfinite(parameter.to(dtype)).all():
-                self.stop_at_step("the weights are no finite numbers")
+        if not all(torch.isfinite(p.to(dtypes[p])).all() for p in self.trained()):
+            self.stop_at_step("the weights are no finite numbers")
 
 
 def _check_split(split: Split, batch_size: int) -> None:
@@ -194,15 +193,6 @@ def _check_last_batch(model: nn.Module, rows: int, batch_size: int) -> None:
         )
 
 
-def _check_calibrated(model: nn.Module) -> None:
-    """Refuse grids that stand still and have never seen data."""
-    for name, module in model.named_modules():
-        if hasattr(module, "fake_quant_enabled"):
-            seen = getattr(module.activation_post_process, "min_val", torch.zeros(1))
-            if not (seen.numel() and torch.isfinite(seen).all()):
-                raise ValueError(f"observe_epochs=0, but {name!r} has never seen data")
-
-
 def _misfit(scores: Tensor, y: Tensor) -> str:
     """Say why labels do not fit the scores; cross-entropy would skip a -100."""
     low, high = int(y.min()), int(y.max())
@@ -216,14 +206,9 @@ def _misfit(scores: Tensor, y: Tensor) -> str:
     return ""
 
 
-def _floating(model: nn.Module) -> list[tuple[Tensor, torch.dtype]]:
-    """All float tensors that a model holds, each with its dtype."""
-    tensors = (*model.parameters(), *model.buffers())
-    return [(t, t.dtype) for t in tensors if t.is_floating_point()]
-
-
-def _cast(tensors: list[tuple[Tensor, torch.dtype]], dtype: torch.dtype) -> None:
-    for tensor, _ in tensors:
+def _cast(dtypes: dict[Tensor, torch.dtype]) -> None:
+    """Give each tensor its dtype, in place."""
+    for tensor, dtype in dtypes.items():
         tensor.data = tensor.data.to(dtype)
 
 

@@ -22,7 +22,7 @@ run, since it would end the process; ``also``, messages of other builds; ``links
 import ast
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import nbformat
@@ -73,7 +73,7 @@ class Entry:
     told: bool = False
     raised: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
-    links: tuple[str, ...] = field(default=())
+    links: tuple[str, ...] = ()
 
 
 def read_errors(notebook: nbformat.NotebookNode) -> list[Entry]:
